@@ -1,0 +1,38 @@
+//! Where things lie on a machine: paths below its physical root, and below an image's root.
+//!
+//! ```text
+//! <physical root>/bedplate/
+//!   store/                    objects, images, refs            bedplate-store
+//!   record.json               the record                       bedplate-deploy
+//!   deployments/<id>/etc      a deployment's /etc              made by early boot or by finalize
+//!   var                       the machine's /var               made by early boot, then nobody's
+//! ```
+
+/// The directory of everything that is ours, below the physical root.
+pub const BEDPLATE: &str = "bedplate";
+/// The store, below the physical root.
+pub const STORE: &str = "bedplate/store";
+/// The record, below the physical root.
+pub const RECORD: &str = "bedplate/record.json";
+/// The preallocated slot that the next record is written to, below the physical root.
+pub const RECORD_NEXT: &str = "bedplate/record.next";
+/// What belongs to single deployments, below the physical root: one directory for each id.
+pub const DEPLOYMENTS: &str = "bedplate/deployments";
+/// The machine's /var, below the physical root.
+pub const VAR: &str = "bedplate/var";
+/// Says that every object of the store was sealed, below the physical root.
+pub const SEALED: &str = "bedplate/store/sealed";
+
+/// Where the physical root is mounted on a running machine.
+pub const SYSROOT: &str = "/sysroot";
+/// What early boot tells the running system about what it booted: one JSON document.
+pub const BOOTED: &str = "/run/bedplate/booted.json";
+/// A summary of the machine's state that everyone may read.
+pub const STATUS_SUMMARY: &str = "/run/bedplate/status.json";
+
+/// Kernels with their modules, below an image's root: one directory for each release.
+pub const MODULES: &str = "usr/lib/modules";
+/// The kernel, below its modules directory.
+pub const VMLINUZ: &str = "vmlinuz";
+/// The initramfs, below its modules directory.
+pub const INITRAMFS: &str = "initramfs.img";

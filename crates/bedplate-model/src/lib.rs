@@ -1,0 +1,32 @@
+//! The words that every part of Bedplate speaks: digests, names, trees, image names, OCI documents
+//! and the machine's record.
+//!
+//! ```text
+//! digest  ObjectId · Sha256 · RootDigest      what things are called by their content
+//! name    Name · TreePath                     what things are called by people
+//! tree    Tree ─ Node ─ Content               a whole root file system as data
+//! image   ImageName                           [HOST/]REPOSITORY[:TAG][@DIGEST]
+//! oci     Manifest · Index · Descriptor       what registries speak
+//! record  Record ─ Deployment                 what a machine has, and what state each is in
+//! format  FormatHeader                        what a reader must understand
+//! layout                                      where things lie on a machine
+//! ```
+//!
+//! Invariant: this crate parses and prints. It does no input or output, reads no clock, and every
+//! type that can be built holds what its name says; there is no second check further in.
+
+pub mod digest;
+pub mod format;
+pub mod image;
+pub mod layout;
+pub mod metadata;
+pub mod name;
+pub mod oci;
+pub mod record;
+pub mod tree;
+
+pub use digest::{Algorithm, ErofsVersion, ObjectId, RootDigest, RuleSet, Sha256};
+pub use image::ImageName;
+pub use metadata::{Metadata, Timestamp, Xattrs};
+pub use name::{Name, TreePath};
+pub use tree::{Content, FileContent, Node, NodeId, Rdev, Tree};

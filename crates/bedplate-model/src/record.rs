@@ -1,0 +1,347 @@
+//! The record: the one truth about which deployments a machine has.
+//!
+//! ```text
+//! Record ─┬─ deployments: [Deployment]     newest first
+//!         ├─ default: id                   what boots next, once the intent is carried out
+//!         ├─ intent: Option<Intent>        a change that was begun and not yet finished
+//!         └─ bad: [BadVersion]             versions that failed here, and why
+//! ```
+//!
+//! Invariants, checked when a record is parsed: ids are unique; `default` names a deployment of
+//! the record; at least one deployment is proven, or it is the only one. `docs/format/record.md` is normative.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::digest::{RootDigest, Sha256, hex, serde_as_text, unhex};
+use crate::format::{FormatError, FormatHeader};
+use crate::image::ImageName;
+
+/// The name of the record's format.
+pub const FORMAT: &str = "bedplate-record";
+/// The newest version of the record that this program knows.
+pub const VERSION: u32 = 1;
+
+/// The id of a deployment: eight hexadecimal digits, unique on its machine.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeploymentId(pub [u8; 4]);
+
+impl fmt::Display for DeploymentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for DeploymentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for DeploymentId {
+    type Err = ParseDeploymentIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        unhex(text).map(Self).ok_or_else(|| {
+            ParseDeploymentIdError(
+                crate::name::shown(text.as_bytes())
+                    .chars()
+                    .take(40)
+                    .collect(),
+            )
+        })
+    }
+}
+
+serde_as_text!(DeploymentId);
+
+/// A text that is no deployment id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no deployment id (eight hexadecimal digits)")]
+pub struct ParseDeploymentIdError(String);
+
+/// The state of a deployment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Fetched and prepared while the machine ran; becomes the next to boot at shutdown.
+    Staged,
+    /// Has a boot entry with tries left, and was not proven yet.
+    Trial,
+    /// Passed its health gate. It stays bootable until it is removed.
+    Proven,
+    /// Failed its trial.
+    Bad,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Staged => "staged",
+            Self::Trial => "trial",
+            Self::Proven => "proven",
+            Self::Bad => "bad",
+        })
+    }
+}
+
+/// One image, made bootable on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Its id.
+    pub id: DeploymentId,
+    /// Counts up over all deployments that the machine ever had: the larger, the newer.
+    pub sequence: u64,
+    /// Where the image came from, and where upgrades are looked for.
+    pub image: ImageName,
+    /// What the image is.
+    pub root: RootDigest,
+    /// The manifest it came with: what a bad version is remembered by.
+    pub manifest: Option<Sha256>,
+    /// The version that the image says of itself.
+    pub version: Option<String>,
+    /// What a boot menu calls it.
+    pub title: String,
+    /// The kernel's release: a directory below `/usr/lib/modules`.
+    pub kernel: String,
+    /// The SHA-256 of the kernel: its name on the boot partition.
+    pub vmlinuz: Sha256,
+    /// The SHA-256 of the initramfs: its name on the boot partition.
+    pub initramfs: Sha256,
+    /// Kernel arguments besides those that name the root and the deployment.
+    pub kargs: Vec<String>,
+    /// Its state.
+    pub state: State,
+    /// Why it is in this state, where there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The deployment whose /etc this one's was merged from, and which boots again when it fails.
+    pub base: Option<DeploymentId>,
+    /// When it was staged or installed, in seconds since 1970.
+    pub created: i64,
+    /// What checking a signature gave; `null` until a policy asks for one.
+    #[serde(default)]
+    pub signature: Option<serde_json::Value>,
+}
+
+/// A change of what boots next, written down before its commit point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Intent {
+    /// `deployment` gets a boot entry with tries and becomes the default, on trial.
+    Try {
+        /// The deployment.
+        deployment: DeploymentId,
+    },
+    /// `deployment`, which is proven, becomes the default.
+    Select {
+        /// The deployment.
+        deployment: DeploymentId,
+    },
+}
+
+/// A version that failed on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadVersion {
+    /// The manifest of the image.
+    pub manifest: Sha256,
+    /// Why it failed.
+    pub reason: String,
+    /// When that was seen, in seconds since 1970.
+    pub seen: i64,
+}
+
+/// Which deployments a machine has, and what state each is in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What a reader must understand.
+    #[serde(flatten)]
+    pub header: FormatHeader,
+    /// The file system UUID of the physical root, for the boot entries.
+    pub root_uuid: String,
+    /// Every deployment, the newest first.
+    pub deployments: Vec<Deployment>,
+    /// What boots next.
+    pub default: DeploymentId,
+    /// A change that was begun and not yet finished.
+    #[serde(default)]
+    pub intent: Option<Intent>,
+    /// Versions that are not to be staged again.
+    #[serde(default)]
+    pub bad: Vec<BadVersion>,
+}
+
+impl Record {
+    /// Makes the record of a machine that was just installed.
+    pub fn new(root_uuid: String, first: Deployment) -> Self {
+        Self {
+            header: FormatHeader::new(FORMAT, VERSION),
+            root_uuid,
+            default: first.id,
+            deployments: vec![first],
+            intent: None,
+            bad: Vec::new(),
+        }
+    }
+
+    /// Parses a record and checks its invariants.
+    ///
+    /// White space after the document is allowed: records lie in slots of a fixed size.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseRecordError> {
+        let header: FormatHeader = serde_json::from_slice(bytes)?;
+        header.check(FORMAT, VERSION, &[])?;
+        let record: Self = serde_json::from_slice(bytes)?;
+        record.check()?;
+        Ok(record)
+    }
+
+    /// Prints the record as it is stored.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("a record has only text keys");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Returns a deployment by its id.
+    pub fn deployment(&self, id: DeploymentId) -> Option<&Deployment> {
+        self.deployments
+            .iter()
+            .find(|deployment| deployment.id == id)
+    }
+
+    /// Returns a deployment by its id, to be changed.
+    pub fn deployment_mut(&mut self, id: DeploymentId) -> Option<&mut Deployment> {
+        self.deployments
+            .iter_mut()
+            .find(|deployment| deployment.id == id)
+    }
+
+    /// Returns the sequence number for the next deployment.
+    pub fn next_sequence(&self) -> u64 {
+        self.deployments
+            .iter()
+            .map(|deployment| deployment.sequence)
+            .max()
+            .map_or(1, |last| last + 1)
+    }
+
+    fn check(&self) -> Result<(), ParseRecordError> {
+        let mut ids: Vec<_> = self
+            .deployments
+            .iter()
+            .map(|deployment| deployment.id)
+            .collect();
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ParseRecordError::Twice(pair[0]));
+        }
+        if self.deployment(self.default).is_none() {
+            return Err(ParseRecordError::NoDefault(self.default));
+        }
+        let proven = self
+            .deployments
+            .iter()
+            .any(|deployment| deployment.state == State::Proven);
+        if !proven && self.deployments.len() > 1 {
+            return Err(ParseRecordError::NothingProven);
+        }
+        Ok(())
+    }
+}
+
+/// Why a record was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseRecordError {
+    /// Not JSON, or a field is missing or wrong.
+    #[error("the record is not valid")]
+    Json(#[from] serde_json::Error),
+    /// Of another kind, or of a newer version.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Two deployments have one id.
+    #[error("the record has deployment {0} twice")]
+    Twice(DeploymentId),
+    /// The default is not there.
+    #[error("the record's default {0} is none of its deployments")]
+    NoDefault(DeploymentId),
+    /// There is more than one deployment, and none is proven.
+    #[error("the record has no proven deployment")]
+    NothingProven,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(id: u8, state: State) -> Deployment {
+        Deployment {
+            id: DeploymentId([id; 4]),
+            sequence: id.into(),
+            image: "example.org/os:stable".parse().unwrap(),
+            root: format!("exact-1/v1-sha256-12:{}", "1".repeat(64))
+                .parse()
+                .unwrap(),
+            manifest: None,
+            version: Some("12.1".into()),
+            title: "An OS".into(),
+            kernel: "6.1.0".into(),
+            vmlinuz: Sha256([2; 32]),
+            initramfs: Sha256([3; 32]),
+            kargs: vec!["quiet".into()],
+            state,
+            reason: None,
+            base: None,
+            created: 0,
+            signature: None,
+        }
+    }
+
+    #[test]
+    fn a_record_prints_as_it_parses_also_from_a_padded_slot() {
+        let mut record = Record::new("uuid".into(), deployment(1, State::Proven));
+        record.deployments.insert(0, deployment(2, State::Staged));
+        record.intent = Some(Intent::Try {
+            deployment: DeploymentId([2; 4]),
+        });
+        let mut bytes = record.to_json();
+        bytes.resize(16384, b'\n');
+        assert_eq!(Record::parse(&bytes).unwrap(), record);
+    }
+
+    #[test]
+    fn a_record_that_could_leave_a_machine_without_a_system_is_refused() {
+        let mut record = Record::new("uuid".into(), deployment(1, State::Trial));
+        assert!(
+            Record::parse(&record.to_json()).is_ok(),
+            "the only one need not be proven"
+        );
+        record.deployments.push(deployment(1, State::Proven));
+        assert!(matches!(
+            Record::parse(&record.to_json()),
+            Err(ParseRecordError::Twice(_))
+        ));
+        record.deployments[1] = deployment(2, State::Trial);
+        assert!(matches!(
+            Record::parse(&record.to_json()),
+            Err(ParseRecordError::NothingProven)
+        ));
+        record.deployments[1].state = State::Proven;
+        record.default = DeploymentId([9; 4]);
+        assert!(matches!(
+            Record::parse(&record.to_json()),
+            Err(ParseRecordError::NoDefault(_))
+        ));
+    }
+
+    #[test]
+    fn a_newer_record_is_refused_by_version() {
+        let mut record = Record::new("uuid".into(), deployment(1, State::Proven));
+        record.header.version = 2;
+        assert!(matches!(
+            Record::parse(&record.to_json()),
+            Err(ParseRecordError::Format(_))
+        ));
+    }
+}

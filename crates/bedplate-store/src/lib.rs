@@ -1,0 +1,5 @@
+//! The content-addressed store.
+
+pub mod erofs;
+pub mod layer;
+pub mod verity;
