@@ -7,6 +7,7 @@
 //! tree    Tree ─ Node ─ Content               a whole root file system as data
 //! image   ImageName                           [HOST/]REPOSITORY[:TAG][@DIGEST]
 //! oci     Manifest · Index · Descriptor       what registries speak
+//! os_release OsRelease                         what a system says about itself
 //! record  Record ─ Deployment                 what a machine has, and what state each is in
 //! format  FormatHeader                        what a reader must understand
 //! layout                                      where things lie on a machine
@@ -22,6 +23,7 @@ pub mod layout;
 pub mod metadata;
 pub mod name;
 pub mod oci;
+pub mod os_release;
 pub mod record;
 pub mod tree;
 
