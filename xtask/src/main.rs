@@ -1,2 +1,84 @@
-//! To be written.
-fn main() {}
+//! Developer commands: cargo is all that a fresh machine needs.
+//!
+//! ```text
+//! main ─┬─ demo ────┐
+//!       ├─ vm ──────┼─ story ─┬─ images ── apt_sources     two real Debian trees, cached in target/demo
+//!       │           │         ├─ programs                  our own binaries, release profile
+//!       │           │         └─ testkit::qemu             the machine they run on
+//!       ├─ test ────┘
+//!       ├─ check
+//!       └─ bench ─── images                                a pair of 1 GB trees, cached in target/bench
+//! ```
+//!
+//! Each verb lives in a file of its own and names the Debian packages it needs (`packages`).
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "talking to people is what this program is for"
+)]
+
+mod apt_sources;
+mod images;
+mod packages;
+mod programs;
+mod run;
+mod story;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+Usage: cargo xtask VERB [ARGUMENTS]
+
+  demo               build, ship, boot, upgrade and roll back a real Linux system, step by step
+  test               every test: unit, integration, documentation, virtual machine, figures on a small tree
+  check              format, lints and quick tests
+  bench [--smoke]    measure against ostree, skopeo and umoci; writes docs/benchmarks.md
+  vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
+  vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
+  images             make the two Debian trees of the demo, and say where they are
+
+Every verb takes --help. Missing Debian packages are installed when this runs as root, and named otherwise.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &[&str]) -> Result<()> {
+    let (verb, rest) = match arguments {
+        [] | ["--help" | "-h" | "help"] => {
+            print!("{HELP}");
+            return Ok(());
+        }
+        [verb, rest @ ..] => (*verb, rest),
+    };
+    match verb {
+        "vm" => vm::run(rest),
+        "images" => images::run(rest),
+        unknown => bail!("there is no verb `{unknown}`; `cargo xtask --help` lists them"),
+    }
+}
+
+/// Whether a verb was asked for its help rather than its work; prints it then.
+fn wants_help(arguments: &[&str], help: &str) -> bool {
+    let wanted = arguments
+        .iter()
+        .any(|argument| matches!(*argument, "--help" | "-h"));
+    if wanted {
+        print!("{help}");
+    }
+    wanted
+}

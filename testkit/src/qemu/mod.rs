@@ -1,0 +1,433 @@
+//! A virtual machine that a test can watch, talk to and reboot.
+//!
+//! ```text
+//!             ┌──────────────── guest ────────────────┐
+//! log file ←──┤ ttyS0 (boot log)                      │
+//! ssh      ──→┤ :22   commands and their results      │  through one forwarded port
+//! registry ←──┤ 10.0.2.100:5000                       │  the only server that the guest can reach
+//! disk.img ───┤ nvme                                  │
+//!             └───────────────────────────────────────┘
+//! ```
+//!
+//! Invariant: a `Machine` owns its QEMU process; dropping it ends that process and no other.
+//! Time limits count from the last sign of life on the serial line, so that slow is not taken for stuck.
+
+mod accelerator;
+mod ssh;
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+pub use accelerator::Accelerator;
+use ssh::Shell;
+pub use ssh::{KeyPair, Ran};
+
+/// The emulator.
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Where the guest finds the one server that it may talk to.
+pub const REGISTRY: &str = "10.0.2.100:5000";
+
+/// How long the serial line may stay silent while something is awaited. A quiet boot under software
+/// emulation says nothing for half a minute; twice that, with noise, is stuck.
+const SILENCE: Duration = Duration::from_secs(90);
+
+/// How long anything may be awaited in all, however much the guest talks.
+const CEILING: Duration = Duration::from_mins(6);
+
+/// How often the serial log and the shell are looked at.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Firmware images, in the order they are looked for: Debian's, then other places of the same build.
+const FIRMWARE: [(&str, &str); 2] = [
+    (
+        "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        "/usr/share/OVMF/OVMF_VARS_4M.fd",
+    ),
+    (
+        "/usr/share/edk2/ovmf/OVMF_CODE_4M.fd",
+        "/usr/share/edk2/ovmf/OVMF_VARS_4M.fd",
+    ),
+];
+
+/// What a machine starts from.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// UEFI firmware, which finds its loader on the disk; its variables are kept in this file.
+    Uefi {
+        /// Made from the firmware's template where it does not exist.
+        variables: PathBuf,
+    },
+    /// A kernel handed over by QEMU itself.
+    Kernel {
+        /// The kernel.
+        kernel: PathBuf,
+        /// Its first root, if it needs one.
+        initramfs: Option<PathBuf>,
+        /// Its command line.
+        arguments: String,
+    },
+}
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct MachineOptions {
+    /// What it starts from.
+    pub boot: Boot,
+    /// Its disk: a raw image, written to.
+    pub disk: PathBuf,
+    /// Where its serial line is logged; begun anew at the start.
+    pub serial_log: PathBuf,
+    /// Its memory in MiB.
+    pub memory: u32,
+    /// Its processors.
+    pub processors: u32,
+    /// The port on the host's loopback that the guest sees as [`REGISTRY`].
+    pub registry_port: Option<u16>,
+    /// The key that opens a shell as root.
+    pub key: KeyPair,
+}
+
+/// A running virtual machine.
+#[derive(Debug)]
+pub struct Machine {
+    qemu: Child,
+    serial_log: PathBuf,
+    shell: Shell,
+    /// The boot that the last command ran in, by the kernel's own random id.
+    boot_id: Option<String>,
+}
+
+impl Machine {
+    /// Starts a machine. It is not up yet: see [`Machine::wait_until_up`].
+    pub fn start(options: &MachineOptions) -> Result<Self> {
+        let ssh_port = free_port().context("finding a free port for ssh")?;
+        // QEMU appends; a log of an earlier run would answer for this one.
+        File::create(&options.serial_log)
+            .with_context(|| format!("creating {}", options.serial_log.display()))?;
+        let stderr_log = options.serial_log.with_extension("qemu");
+        let stderr = File::create(&stderr_log)
+            .with_context(|| format!("creating {}", stderr_log.display()))?;
+        let qemu = command_line(options, ssh_port)?
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .with_context(|| format!("starting {QEMU}"))?;
+        Ok(Self {
+            qemu,
+            serial_log: options.serial_log.clone(),
+            shell: Shell::new(options.key.clone(), ssh_port)?,
+            boot_id: None,
+        })
+    }
+
+    /// Waits until a shell answers from a boot that was not seen before, and tells how long it took.
+    pub fn wait_until_up(&mut self) -> Result<Duration> {
+        let started = Instant::now();
+        let before = self.boot_id.clone();
+        let mut patience = Patience::new();
+        loop {
+            self.check_life(&mut patience, "a shell in the guest")?;
+            if let Some(now) = self.shell.boot_id()? {
+                if before.as_deref() != Some(now.as_str()) {
+                    self.boot_id = Some(now);
+                    return Ok(started.elapsed());
+                }
+                // Still the boot that is shutting down; its connection must not be reused.
+                self.shell.hang_up();
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until `pattern` stands on the serial line, from `position` (a value of
+    /// [`Machine::serial_position`]) on.
+    pub fn wait_for_serial(&mut self, pattern: &str, position: usize) -> Result<()> {
+        let mut patience = Patience::new();
+        loop {
+            let log = self.serial()?;
+            if log
+                .get(position..)
+                .is_some_and(|new| contains(new, pattern))
+            {
+                return Ok(());
+            }
+            self.check_life(&mut patience, &format!("`{pattern}` on the serial line"))?;
+            thread::sleep(POLL);
+        }
+    }
+
+    /// How much has been said on the serial line.
+    pub fn serial_position(&self) -> Result<usize> {
+        Ok(self.serial()?.len())
+    }
+
+    /// Runs `script` in the guest's shell, as root; a failing script is a result, not an error.
+    pub fn run(&mut self, script: &str) -> Result<Ran> {
+        self.shell.run(script, CEILING)
+    }
+
+    /// Runs `script` in the guest's shell and returns what it printed; a failing script is an error.
+    pub fn check(&mut self, script: &str) -> Result<String> {
+        let ran = self.run(script)?;
+        ensure!(
+            ran.code == 0,
+            "`{script}` in the guest ended with {}:\n{}{}",
+            ran.code,
+            ran.stdout,
+            ran.stderr
+        );
+        Ok(ran.stdout)
+    }
+
+    /// Has the guest reboot in good order and waits until it is up again.
+    pub fn reboot(&mut self) -> Result<Duration> {
+        let started = Instant::now();
+        // The answer may be lost with the connection; what counts is that another boot comes up.
+        let asked = self.run("systemctl reboot");
+        self.shell.hang_up();
+        if let Ok(Ran { code, stderr, .. }) = asked
+            && code != 0
+            && code != ssh::CONNECTION_LOST
+        {
+            bail!("the guest refused to reboot: {stderr}");
+        }
+        self.wait_until_up()?;
+        Ok(started.elapsed())
+    }
+
+    /// Waits until the guest has powered itself off, or QEMU left for another reason.
+    pub fn wait_for_exit(&mut self) -> Result<()> {
+        let mut patience = Patience::new();
+        while self.qemu.try_wait()?.is_none() {
+            patience.look(&self.serial_log, "the machine to switch itself off")?;
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// The end of the serial log, for people who look for what went wrong.
+    pub fn serial_tail(&self, lines: usize) -> String {
+        let log = self.serial().unwrap_or_default();
+        let text = printable(&log);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    fn serial(&self) -> Result<Vec<u8>> {
+        fs::read(&self.serial_log).with_context(|| format!("reading {}", self.serial_log.display()))
+    }
+
+    fn check_life(&mut self, patience: &mut Patience, awaited: &str) -> Result<()> {
+        if let Some(status) = self.qemu.try_wait().context("asking after QEMU")? {
+            let said =
+                fs::read_to_string(self.serial_log.with_extension("qemu")).unwrap_or_default();
+            bail!("QEMU ended ({status}) before {awaited} was there: {said}");
+        }
+        patience.look(&self.serial_log, awaited)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.shell.hang_up();
+        // Either fails only where the process is gone already.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        if thread::panicking() {
+            #[expect(
+                clippy::print_stderr,
+                reason = "the test is failing; this is what it needs to say"
+            )]
+            {
+                eprintln!("the end of the serial log:\n{}", self.serial_tail(60));
+            }
+        }
+    }
+}
+
+/// A time limit that starts again whenever the guest says something.
+struct Patience {
+    begun: Instant,
+    heard: Instant,
+    length: u64,
+}
+
+impl Patience {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            begun: now,
+            heard: now,
+            length: 0,
+        }
+    }
+
+    fn look(&mut self, log: &Path, awaited: &str) -> Result<()> {
+        let length = fs::metadata(log).map_or(0, |metadata| metadata.len());
+        if length != self.length {
+            self.length = length;
+            self.heard = Instant::now();
+        }
+        let (silent, all) = (self.heard.elapsed(), self.begun.elapsed());
+        if silent < SILENCE && all < CEILING {
+            return Ok(());
+        }
+        Err(anyhow!(
+            "waited {} s for {awaited}; the serial line was silent for the last {} s",
+            all.as_secs(),
+            silent.as_secs()
+        ))
+    }
+}
+
+fn command_line(options: &MachineOptions, ssh_port: u16) -> Result<Command> {
+    let accelerator = Accelerator::probe();
+    let mut qemu = Command::new(QEMU);
+    qemu.args(["-accel", accelerator.argument(), "-M", "q35"])
+        // Without -cx16, QEMU 7.2 trips over kernels from 6.12 on.
+        .args(["-cpu", "max,-cx16", "-nodefaults", "-display", "none"])
+        .arg("-m")
+        .arg(options.memory.to_string())
+        .arg("-smp")
+        .arg(options.processors.to_string())
+        .arg("-serial")
+        .arg(format!("file:{}", plain(&options.serial_log)?));
+    match &options.boot {
+        Boot::Uefi { variables } => {
+            let (code, template) = FIRMWARE
+                .iter()
+                .find(|(code, _)| Path::new(code).exists())
+                .context("no UEFI firmware for QEMU found: the Debian package is ovmf")?;
+            if !variables.exists() {
+                fs::copy(template, variables)
+                    .with_context(|| format!("copying {template} to {}", variables.display()))?;
+            }
+            qemu.arg("-drive")
+                .arg(format!(
+                    "if=pflash,format=raw,unit=0,readonly=on,file={code}"
+                ))
+                .arg("-drive")
+                .arg(format!(
+                    "if=pflash,format=raw,unit=1,file={}",
+                    plain(variables)?
+                ));
+        }
+        Boot::Kernel {
+            kernel,
+            initramfs,
+            arguments,
+        } => {
+            qemu.arg("-kernel")
+                .arg(kernel)
+                .arg("-append")
+                .arg(arguments);
+            if let Some(initramfs) = initramfs {
+                qemu.arg("-initrd").arg(initramfs);
+            }
+        }
+    }
+    // The host's cache may be lost with the host: nobody keeps these disks.
+    qemu.arg("-drive")
+        .arg(format!(
+            "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file={}",
+            plain(&options.disk)?
+        ))
+        .arg("-device")
+        .arg(match options.boot {
+            // Otherwise the firmware tries the network, too.
+            Boot::Uefi { .. } => "nvme,drive=disk,serial=bedplate,bootindex=0",
+            Boot::Kernel { .. } => "nvme,drive=disk,serial=bedplate",
+        });
+    let mut network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");
+    if let Some(port) = options.registry_port {
+        // A process per connection: the form without `cmd:` carries one connection only.
+        network += &format!(",guestfwd=tcp:{REGISTRY}-cmd:socat - TCP4:127.0.0.1:{port}");
+    }
+    // No option ROM: nobody boots from this card, and its file is in a package of its own.
+    qemu.arg("-netdev").arg(network).args([
+        "-device",
+        "virtio-net-pci,netdev=net,romfile=",
+        "-device",
+        "virtio-rng-pci",
+    ]);
+    Ok(qemu)
+}
+
+/// A path as it can stand in one of QEMU's comma-separated options.
+fn plain(path: &Path) -> Result<String> {
+    let text = path
+        .to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(text.replace(',', ",,"))
+}
+
+/// Finds a port that nobody listens on. Another process may take it first; QEMU then refuses to start.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
+}
+
+fn contains(bytes: &[u8], pattern: &str) -> bool {
+    bytes
+        .windows(pattern.len())
+        .any(|window| window == pattern.as_bytes())
+}
+
+/// What a terminal would show: firmware and loader draw with escape sequences.
+fn printable(log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
+    let mut shown = String::with_capacity(text.len());
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '\u{1b}' => {
+                // ESC [ parameters letter
+                if characters.next_if_eq(&'[').is_some() {
+                    while let Some(parameter) = characters.next() {
+                        if parameter.is_ascii_alphabetic() {
+                            break;
+                        }
+                    }
+                }
+            }
+            '\n' => shown.push('\n'),
+            character if character.is_control() => {}
+            character => shown.push(character),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_do_not_reach_the_reader() {
+        assert_eq!(
+            printable(b"\x1b[2J\x1b[01;01HBdsDxe: starting\r\nLinux\x07 6.1\x1b[0m\n"),
+            "BdsDxe: starting\nLinux 6.1\n"
+        );
+    }
+
+    #[test]
+    fn a_comma_in_a_path_is_no_option() {
+        assert_eq!(plain(Path::new("/a,b/disk")).unwrap(), "/a,,b/disk");
+    }
+
+    #[test]
+    fn a_pattern_is_found_between_bytes_that_are_no_text() {
+        assert!(contains(b"\xff\xfeready\xff", "ready"));
+        assert!(!contains(b"read", "ready"));
+    }
+}
