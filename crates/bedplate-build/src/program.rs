@@ -1,0 +1,120 @@
+//! Puts Bedplate itself into a tree: the program, the early-boot program, the initramfs and the units.
+//!
+//! ```text
+//! /usr/bin/bedplate                              the program
+//! /usr/lib/bedplate/bedplate-init                PID 1 of the initramfs, to make others from
+//! /usr/lib/modules/<release>/initramfs.img       made from both and the tree's kernel modules
+//! /usr/lib/systemd/system/bedplate-*.service     enabled by links, so that no preset decides
+//! /usr/lib/systemd/system/systemd-bless-boot.service → /dev/null
+//! ```
+
+use bedplate_model::layout;
+
+use crate::edit::{EditError, Editor};
+
+/// Where the early-boot program lies in an image.
+pub const INIT: &str = "usr/lib/bedplate/bedplate-init";
+/// Where the program lies in an image.
+pub const PROGRAM: &str = "usr/bin/bedplate";
+
+const UNITS: &str = "usr/lib/systemd/system";
+
+/// The units that come with the program: name and text.
+const OUR_UNITS: [(&str, &str); 3] = [
+    (
+        "bedplate-finalize.service",
+        include_str!("../../../dist/units/bedplate-finalize.service"),
+    ),
+    (
+        "bedplate-grow.service",
+        include_str!("../../../dist/units/bedplate-grow.service"),
+    ),
+    (
+        "bedplate-prove.service",
+        include_str!("../../../dist/units/bedplate-prove.service"),
+    ),
+];
+
+/// Proving a deployment is ours: this service would rename boot entries behind the record's back.
+const MASKED: &str = "systemd-bless-boot.service";
+
+/// Adds the program, the early-boot program and the units.
+pub fn add(editor: &mut Editor<'_>, program: &[u8], init: &[u8]) -> Result<(), EditError> {
+    editor.file(PROGRAM, 0o755, program)?;
+    editor.file(INIT, 0o755, init)?;
+    for (name, text) in OUR_UNITS {
+        editor.file(&format!("{UNITS}/{name}"), 0o644, text.as_bytes())?;
+        for (target, kind) in installs(text) {
+            editor.symlink(
+                &format!("{UNITS}/{target}.{kind}/{name}"),
+                &format!("../{name}"),
+            )?;
+        }
+    }
+    editor.symlink(&format!("{UNITS}/{MASKED}"), "/dev/null")?;
+    Ok(())
+}
+
+/// Adds the initramfs of a kernel.
+pub fn add_initramfs(
+    editor: &mut Editor<'_>,
+    release: &str,
+    initramfs: &[u8],
+) -> Result<(), EditError> {
+    let path = format!("{}/{release}/{}", layout::MODULES, layout::INITRAMFS);
+    editor.file(&path, 0o600, initramfs)?;
+    Ok(())
+}
+
+/// Lists where a unit's `[Install]` section wants it: the target, and `wants` or `requires`.
+fn installs(unit: &str) -> impl Iterator<Item = (&str, &'static str)> {
+    unit.lines()
+        .skip_while(|line| line.trim() != "[Install]")
+        .filter_map(|line| {
+            let (key, value) = line.split_once('=')?;
+            let kind = match key.trim() {
+                "WantedBy" => "wants",
+                "RequiredBy" => "requires",
+                _ => return None,
+            };
+            Some(value.split_whitespace().map(move |target| (target, kind)))
+        })
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{directory, file, inline, target, text, tree};
+    use bedplate_model::Timestamp;
+
+    #[test]
+    fn every_unit_is_there_and_something_wants_it() {
+        let mut tree = tree(&[
+            directory("usr"),
+            file("usr/lib/systemd/system/systemd-bless-boot.service", "x"),
+        ]);
+        let mut editor = Editor::new(&mut tree, Timestamp::default(), &inline);
+        add(&mut editor, b"program", b"init").unwrap();
+        add_initramfs(&mut editor, "6.1", b"cpio").unwrap();
+        assert_eq!(text(&tree, PROGRAM).as_deref(), Some("program"));
+        assert_eq!(
+            text(&tree, "usr/lib/modules/6.1/initramfs.img").as_deref(),
+            Some("cpio")
+        );
+        for (name, unit) in OUR_UNITS {
+            assert_eq!(
+                text(&tree, &format!("{UNITS}/{name}")).as_deref(),
+                Some(unit)
+            );
+            let wanted: Vec<_> = installs(unit).collect();
+            assert!(!wanted.is_empty(), "nothing starts {name}");
+            for (by, kind) in wanted {
+                let link = format!("{UNITS}/{by}.{kind}/{name}");
+                assert_eq!(target(&tree, &link), Some(format!("../{name}")));
+            }
+        }
+        let masked = format!("{UNITS}/systemd-bless-boot.service");
+        assert_eq!(target(&tree, &masked).as_deref(), Some("/dev/null"));
+    }
+}
