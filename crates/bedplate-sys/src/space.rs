@@ -1,1 +1,57 @@
-//! To be written.
+//! How much room a file system has, and reserving some of it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+/// The room of a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All of it.
+    pub total: u64,
+    /// What this process may still write.
+    pub available: u64,
+    /// Inodes that can still be made; `None` where the file system makes them as it goes.
+    pub inodes: Option<u64>,
+}
+
+/// Returns the room of the file system that `fd` lies on.
+pub fn space(fd: impl AsFd) -> io::Result<Space> {
+    let stat = rustix::fs::fstatvfs(fd)?;
+    Ok(Space {
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        inodes: (stat.f_files > 0).then_some(stat.f_favail),
+    })
+}
+
+/// Reserves the blocks of a file without changing its length, where the file system can.
+///
+/// A full disk is an error here, before the first byte is written.
+pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+        // Without fallocate the write itself finds out.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_counted_and_can_be_reserved() {
+        let file = tempfile::tempfile().unwrap();
+        let space = space(&file).unwrap();
+        assert!(space.available <= space.total);
+        reserve(&file, 8192).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+    }
+}
