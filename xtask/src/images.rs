@@ -326,8 +326,8 @@ fn carries(mirror: &str, suite: &str) -> bool {
     .is_ok()
 }
 
-/// Removes what an interrupted run left, with the rights that made it.
-fn remove(tree: &Path) -> Result<()> {
+/// Removes what an earlier run left, with the rights that made it.
+pub(crate) fn remove(tree: &Path) -> Result<()> {
     if !tree.exists() {
         return Ok(());
     }

@@ -19,11 +19,16 @@
 )]
 
 mod apt_sources;
+mod bench;
+mod check;
+mod demo;
 mod images;
 mod packages;
 mod programs;
+mod registry;
 mod run;
 mod story;
+mod test;
 mod vm;
 mod workspace;
 
@@ -66,6 +71,10 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         [verb, rest @ ..] => (*verb, rest),
     };
     match verb {
+        "demo" => demo::run(rest),
+        "test" => test::run(rest),
+        "check" => check::run(rest),
+        "bench" => bench::run(rest),
         "vm" => vm::run(rest),
         "images" => images::run(rest),
         unknown => bail!("there is no verb `{unknown}`; `cargo xtask --help` lists them"),

@@ -1,10 +1,465 @@
-//! x
-pub(crate) enum Voice {
-    Brief,
+//! The life of a version, from a directory to a machine that rolled back: what the demo tells and the
+//! virtual machine smoke test asserts. One course of events, two voices.
+//!
+//! ```text
+//! tree 1 ─ build ─ push ─┐                   ┌─ pull (nobody) ─ install ─ disk.img ─ boot 1
+//! tree 2 ─ build ─ push ─┴─ bedplate serve ──┴─ upgrade (in the machine) ─ boot 2 ─ rollback ─ boot 1
+//! ```
+//!
+//! Everything is done with the `bedplate` command line alone. Whatever the story says was checked: a
+//! statement that does not hold ends it.
+
+mod narrator;
+mod people;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use testkit::qemu::{Accelerator, Boot, Machine, MachineOptions, REGISTRY};
+
+use crate::images::{Images, Tree};
+use crate::registry::Registry;
+use crate::{images, packages, programs, workspace};
+
+use narrator::Narrator;
+pub(crate) use narrator::Voice;
+use people::Person;
+
+/// What the image is called in a registry, and which of its tags the machine follows.
+const REPOSITORY: &str = "demo/os";
+const FOLLOWED: &str = "stable";
+
+/// What the disk has room for at the machine's first boot; the image file is made smaller.
+const DISK_SIZE: u64 = 5 << 30;
+
+/// What the machine is told to be quick about: no menu, a boot log on the serial line, and no defences
+/// of a processor that is emulated anyway.
+const KARGS: [&str; 4] = [
+    "console=ttyS0",
+    "quiet",
+    "systemd.show_status=1",
+    "mitigations=off",
+];
+
+/// Memory of the machine in MiB.
+const MEMORY: u32 = 1024;
+
+/// How long a machine may take from a shell that answers to a deployment that is proven.
+const PROVING: Duration = Duration::from_secs(90);
+
+/// Makes sure of the packages that the story needs.
+pub(crate) fn require_packages() -> Result<()> {
+    packages::require(&[
+        packages::BUILD,
+        packages::IMAGES,
+        packages::namespace(),
+        packages::MACHINE,
+    ])
 }
-pub(crate) fn tell(_v: Voice, _k: bool) -> anyhow::Result<()> {
+
+/// Tells the whole story; `keep` leaves the disk image behind.
+pub(crate) fn tell(voice: Voice, keep: bool) -> Result<()> {
+    let mut narrator = Narrator::new(voice);
+    let bedplate = prepare_programs(&mut narrator)?;
+    let images = prepare_trees(&mut narrator)?;
+    let stage = Stage::new(&bedplate, images)?;
+
+    let registry = Registry::start(
+        &mut stage.builder.bedplate::<&str>(&[]),
+        &stage.place.join("registry"),
+        &stage.place.join("registry.log"),
+    )?;
+    let published = stage.publish(&mut narrator, &registry)?;
+    let disk = stage.install(&mut narrator, &registry, &published.first)?;
+
+    narrator.step("Boot it: firmware, systemd-boot, our early boot, systemd");
+    narrator.say(&format!(
+        "QEMU, UEFI, engine: {}; the machine reaches one server, our registry, as {REGISTRY}",
+        Accelerator::probe()
+    ));
+    let mut machine = Machine::start(&MachineOptions {
+        boot: Boot::Uefi {
+            variables: stage.place.join("variables.fd"),
+        },
+        disk: disk.clone(),
+        serial_log: stage.place.join("serial.log"),
+        memory: MEMORY,
+        processors: 2,
+        registry_port: Some(registry.port()),
+        key: stage.images.key.clone(),
+    })?;
+    let course = stage.live(&mut narrator, &mut machine, &published, &registry);
+    if course.is_err() {
+        eprintln!(
+            "the end of the machine's serial log ({}):\n{}\n",
+            stage.place.join("serial.log").display(),
+            machine.serial_tail(50)
+        );
+    }
+    course?;
+    drop(machine);
+    drop(registry);
+    if keep {
+        narrator.say(&format!("the machine's disk stays at {}", disk.display()));
+    } else {
+        fs::remove_file(&disk).with_context(|| format!("removing {}", disk.display()))?;
+    }
+    narrator.end();
     Ok(())
 }
-pub(crate) fn require_packages() -> anyhow::Result<()> {
+
+/// Both versions as they were built.
+struct Published {
+    first: Version,
+    second: Version,
+}
+
+/// One version of the image.
+struct Version {
+    /// Its name in the builder's store.
+    name: String,
+    /// Its root digest.
+    root: String,
+    /// The release of its kernel.
+    kernel: String,
+}
+
+/// Where the story plays, and with whom.
+struct Stage {
+    /// The directory for everything that this run makes.
+    place: PathBuf,
+    images: Images,
+    /// Who builds and pushes; owns the trees.
+    builder: Person,
+    /// Who installs: nobody in particular, with no privileges.
+    installer: Person,
+}
+
+fn prepare_programs(narrator: &mut Narrator) -> Result<PathBuf> {
+    narrator.step("Compile bedplate");
+    let bedplate = programs::build()?;
+    let size = fs::metadata(&bedplate)
+        .with_context(|| format!("looking at {}", bedplate.display()))?
+        .len();
+    narrator.say(&format!(
+        "{} ({} MB, static)",
+        bedplate.display(),
+        size / 1_000_000
+    ));
+    Ok(bedplate)
+}
+
+fn prepare_trees(narrator: &mut Narrator) -> Result<Images> {
+    narrator.step("Make two Debian systems with mmdebstrap (kept for the next time)");
+    let images = Images::open_or_make()?;
+    for (version, tree) in [(1, &images.first), (2, &images.second)] {
+        narrator.say(&format!(
+            "version {version}: kernel {}, {}",
+            tree.kernel()?,
+            tree.path.display()
+        ));
+    }
+    Ok(images)
+}
+
+impl Stage {
+    fn new(bedplate: &Path, images: Images) -> Result<Self> {
+        let place = workspace::target("demo/run");
+        images::remove(&place)?;
+        fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
+        let builder = Person::builder(bedplate, &place)?;
+        let installer = Person::installer(bedplate, &place)?;
+        Ok(Self {
+            place,
+            images,
+            builder,
+            installer,
+        })
+    }
+
+    /// Builds both versions and pushes them.
+    fn publish(&self, narrator: &mut Narrator, registry: &Registry) -> Result<Published> {
+        narrator.step("Build both into bootable images");
+        let first = self.build(narrator, 1, &self.images.first)?;
+        let second = self.build(narrator, 2, &self.images.second)?;
+        ensure!(
+            first.root != second.root,
+            "both versions have the root digest {}",
+            first.root
+        );
+        narrator.step("See what version 2 changes, before anybody has it");
+        self.builder
+            .show(narrator, &["diff", &first.name, &second.name])?;
+
+        narrator.step("Push them to a registry (bedplate serve; any OCI registry does)");
+        for (version, tag) in [(&first, "1"), (&second, "2"), (&first, FOLLOWED)] {
+            self.push(narrator, registry, version, tag)?;
+        }
+        Ok(Published { first, second })
+    }
+
+    fn build(&self, narrator: &mut Narrator, number: u8, tree: &Tree) -> Result<Version> {
+        let name = format!("{REPOSITORY}:{number}");
+        self.builder.show(
+            narrator,
+            &[
+                "build",
+                "--rootfs",
+                &tree.path.display().to_string(),
+                "--label",
+                &format!("org.opencontainers.image.version={number}"),
+                "-t",
+                &name,
+            ],
+        )?;
+        let about = self.builder.json(&["inspect", "--json", &name])?;
+        let root = text(&about, "root_digest")?;
+        narrator.fact(&format!("root digest of version {number}: {root}"));
+        Ok(Version {
+            name,
+            root,
+            kernel: tree.kernel()?,
+        })
+    }
+
+    fn push(
+        &self,
+        narrator: &mut Narrator,
+        registry: &Registry,
+        version: &Version,
+        tag: &str,
+    ) -> Result<()> {
+        let destination = format!("127.0.0.1:{}/{REPOSITORY}:{tag}", registry.port());
+        self.builder.show(
+            narrator,
+            &["push", "--tls-verify=false", &version.name, &destination],
+        )?;
+        Ok(())
+    }
+
+    /// Makes a disk image of version 1 without any privileges.
+    fn install(
+        &self,
+        narrator: &mut Narrator,
+        registry: &Registry,
+        version: &Version,
+    ) -> Result<PathBuf> {
+        narrator.step("Make a disk image of version 1: no root, no mounts, no loop devices");
+        let name = format!("127.0.0.1:{}/{REPOSITORY}:{FOLLOWED}", registry.port());
+        self.installer
+            .show(narrator, &["pull", "--tls-verify=false", &name])?;
+        let about = self.installer.json(&["inspect", "--json", &name])?;
+        let root = text(&about, "root_digest")?;
+        ensure!(
+            root == version.root,
+            "what was pulled has the root digest {root}, what was built {}",
+            version.root
+        );
+        narrator.fact("what was pulled is what was built, by its root digest");
+
+        let disk = self.installer.place.join("disk.img");
+        let mut arguments = vec![
+            "install".to_owned(),
+            "to-disk".to_owned(),
+            disk.display().to_string(),
+            format!("--image={name}"),
+            format!("--target-image={REGISTRY}/{REPOSITORY}:{FOLLOWED}"),
+        ];
+        arguments.extend(KARGS.iter().map(|karg| format!("--karg={karg}")));
+        self.installer.show(narrator, &arguments)?;
+        // The machine has a larger disk than the image was made for, as machines do.
+        let file = File::options()
+            .write(true)
+            .open(&disk)
+            .with_context(|| format!("opening {}", disk.display()))?;
+        let made = file.metadata().context("measuring the disk image")?.len();
+        ensure!(
+            made < DISK_SIZE,
+            "the disk image has {made} bytes, more than the machine's disk"
+        );
+        file.set_len(DISK_SIZE)
+            .with_context(|| format!("growing {}", disk.display()))?;
+        Ok(disk)
+    }
+
+    /// What happens in the machine.
+    fn live(
+        &self,
+        narrator: &mut Narrator,
+        machine: &mut Machine,
+        published: &Published,
+        registry: &Registry,
+    ) -> Result<()> {
+        let Published { first, second } = published;
+        let took = machine.wait_until_up()?;
+        narrator.fact(&format!("up after {:.0} s", took.as_secs_f32()));
+        check_booted(narrator, machine, first)?;
+        check_immutable(narrator, machine)?;
+        check_grown(narrator, machine)?;
+
+        narrator.step("Live in it: edit /etc, add a user, leave a file in /var");
+        for script in [
+            "echo 'Mind the lathe.' >/etc/motd",
+            "useradd --create-home --uid 1500 anna",
+            "echo 'oiled on Monday' >/var/lib/logbook",
+            "echo 'buy oil' >/home/anna/list && chown anna /home/anna/list",
+        ] {
+            narrator.guest(machine, script)?;
+        }
+
+        narrator.step("Publish version 2: the tag now means another image");
+        self.push(narrator, registry, second, FOLLOWED)?;
+
+        narrator.step("The machine upgrades itself");
+        narrator.guest(machine, "bedplate upgrade")?;
+        narrator.guest(machine, "bedplate status")?;
+        check_booted_root(machine, first)?;
+        narrator.fact("the running system is still version 1");
+
+        narrator.step("Reboot into version 2");
+        let took = machine.reboot()?;
+        narrator.fact(&format!("up again after {:.0} s", took.as_secs_f32()));
+        check_booted(narrator, machine, second)?;
+        check_survived(narrator, machine)?;
+        narrator.guest(machine, "htop --version && jq --version")?;
+        narrator.guest(machine, "grep -E '^(anna|_chrony):' /etc/passwd")?;
+        narrator.fact("a user added here and a user that version 2 brought: both are there");
+
+        narrator.step("Roll back");
+        narrator.guest(machine, "bedplate rollback")?;
+        let took = machine.reboot()?;
+        narrator.fact(&format!("up again after {:.0} s", took.as_secs_f32()));
+        check_booted(narrator, machine, first)?;
+        check_survived(narrator, machine)?;
+        let gone = machine.run("test -e /usr/bin/htop")?;
+        ensure!(gone.code == 1, "version 1 has version 2's programs in /usr");
+        narrator.fact("/usr is the old one: htop is gone");
+        Ok(())
+    }
+}
+
+/// The booted image, its kernel, and that it is proven.
+fn check_booted(narrator: &mut Narrator, machine: &mut Machine, version: &Version) -> Result<()> {
+    let verity = check_booted_root(machine, version)?;
+    let kernel = narrator.guest(machine, "uname -r")?;
+    ensure!(
+        kernel.trim() == version.kernel,
+        "kernel {} runs, {} was expected",
+        kernel.trim(),
+        version.kernel
+    );
+    let started = Instant::now();
+    loop {
+        let status = status(machine)?;
+        let root = text(&status, "booted.root")?;
+        ensure!(
+            root == version.root,
+            "status says that {root} is booted, not {}",
+            version.root
+        );
+        if text(&status, "booted.state")? == "proven" {
+            break;
+        }
+        ensure!(
+            started.elapsed() < PROVING,
+            "the deployment is not proven after {} s: {status:#}\n{}",
+            PROVING.as_secs(),
+            machine
+                .run("systemctl list-jobs; systemctl status 'bedplate-*' boot-complete.target")?
+                .stdout
+        );
+        thread::sleep(Duration::from_millis(500));
+    }
+    narrator.guest(machine, "bedplate status")?;
+    narrator.fact(&format!(
+        "booted the image with root digest {}, fs-verity {verity}, and it is proven",
+        version.root
+    ));
     Ok(())
+}
+
+/// What early boot says it mounted; returns how it checked the objects.
+fn check_booted_root(machine: &mut Machine, version: &Version) -> Result<String> {
+    let booted = machine.check("cat /run/bedplate/booted.json")?;
+    let booted: Value = serde_json::from_str(&booted).context("reading booted.json")?;
+    let root = text(&booted, "root")?;
+    ensure!(
+        root == version.root,
+        "early boot mounted {root}, and {} was expected",
+        version.root
+    );
+    let verity = text(&booted, "verity")?;
+    ensure!(
+        verity != "off",
+        "early boot mounted the image without checking its objects"
+    );
+    Ok(verity)
+}
+
+fn status(machine: &mut Machine) -> Result<Value> {
+    let status = machine.check("bedplate status --json")?;
+    serde_json::from_str(&status).with_context(|| format!("reading the status {status}"))
+}
+
+fn check_immutable(narrator: &mut Narrator, machine: &mut Machine) -> Result<()> {
+    for path in ["/usr/bin/mine", "/mine", "/sysroot/mine"] {
+        let ran = machine.run(&format!("touch {path}"))?;
+        ensure!(ran.code != 0, "{path} could be written");
+        narrator.told(&format!("touch {path}"), &ran.stderr);
+    }
+    narrator.fact("/usr, / and the physical root are read-only");
+    Ok(())
+}
+
+fn check_grown(narrator: &mut Narrator, machine: &mut Machine) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let size = machine.check("df --block-size=1 --output=size /var | tail -n 1")?;
+        let size: u64 = size.trim().parse().context("reading the size of /var")?;
+        // Nine tenths: the ESP, and what ext4 keeps for itself.
+        if size > DISK_SIZE / 10 * 8 {
+            narrator.fact(&format!(
+                "the root grew to its disk: {} MB",
+                size / 1_000_000
+            ));
+            return Ok(());
+        }
+        ensure!(
+            started.elapsed() < PROVING,
+            "the root has {size} bytes and did not grow to its disk of {DISK_SIZE}: {}",
+            machine.run("systemctl status bedplate-grow")?.stdout
+        );
+        thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn check_survived(narrator: &mut Narrator, machine: &mut Machine) -> Result<()> {
+    for (script, expected) in [
+        ("cat /etc/motd", "Mind the lathe."),
+        ("id --user anna", "1500"),
+        ("cat /var/lib/logbook", "oiled on Monday"),
+        ("cat /home/anna/list", "buy oil"),
+    ] {
+        let printed = narrator.guest(machine, script)?;
+        ensure!(
+            printed.trim() == expected,
+            "`{script}` printed {:?}, and {expected:?} was expected",
+            printed.trim()
+        );
+    }
+    narrator.fact("the edited file, the user and the files in /var are there");
+    Ok(())
+}
+
+/// A text in a JSON document, by a path with dots.
+fn text(document: &Value, path: &str) -> Result<String> {
+    path.split('.')
+        .try_fold(document, |value, name| value.get(name))
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+        .with_context(|| format!("no text `{path}` in {document:#}"))
 }

@@ -15,6 +15,7 @@
 mod accelerator;
 mod ssh;
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -40,7 +41,7 @@ pub const REGISTRY: &str = "10.0.2.100:5000";
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// How long anything may be awaited in all, however much the guest talks.
-const CEILING: Duration = Duration::from_mins(6);
+const CEILING: Duration = Duration::from_secs(6 * 60);
 
 /// How often the serial log and the shell are looked at.
 const POLL: Duration = Duration::from_millis(250);
@@ -350,7 +351,10 @@ fn command_line(options: &MachineOptions, ssh_port: u16) -> Result<Command> {
     let mut network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");
     if let Some(port) = options.registry_port {
         // A process per connection: the form without `cmd:` carries one connection only.
-        network += &format!(",guestfwd=tcp:{REGISTRY}-cmd:socat - TCP4:127.0.0.1:{port}");
+        let _ = write!(
+            network,
+            ",guestfwd=tcp:{REGISTRY}-cmd:socat - TCP4:127.0.0.1:{port}"
+        );
     }
     // No option ROM: nobody boots from this card, and its file is in a package of its own.
     qemu.arg("-netdev").arg(network).args([
@@ -393,7 +397,7 @@ fn printable(log: &[u8]) -> String {
             '\u{1b}' => {
                 // ESC [ parameters letter
                 if characters.next_if_eq(&'[').is_some() {
-                    while let Some(parameter) = characters.next() {
+                    for parameter in characters.by_ref() {
                         if parameter.is_ascii_alphabetic() {
                             break;
                         }

@@ -1,0 +1,297 @@
+//! `cargo xtask bench`: our figures and the peers', taken in the same run on the same trees.
+//!
+//! ```text
+//! bench ─┬─ trees    what is measured on: a real system of 1 GB, or a small made-up tree
+//!        ├─ image    the one figure that is taken inside: writing an EROFS image
+//!        ├─ sample   one run of a program: wall time, processor time, peak memory
+//!        └─ report   medians, ranges, targets, and whether they were met
+//! ```
+//!
+//! Ours and the peer's runs alternate, so that a noisy moment hits both.
+
+mod image;
+mod report;
+mod sample;
+mod trees;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::registry::Registry;
+use crate::{packages, programs, run, wants_help, workspace};
+
+use report::{Report, Row, Target};
+use sample::Samples;
+
+const HELP: &str = "\
+Usage: cargo xtask bench [--smoke]
+
+Measures Bedplate against ostree, skopeo and umoci on a real system of about 1 GB and 30,000 entries, prints
+a table and writes it to docs/benchmarks.md. The first run makes the trees (some minutes); they are kept in
+target/bench. --smoke runs everything once on a small tree, and writes and judges nothing.
+";
+
+/// What the image is called in our stores.
+const NAME: &str = "localhost/bench:v1";
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// A real system, several times, judged and written down.
+    Full,
+    /// A small tree, once: shows that everything runs.
+    Small,
+}
+
+/// `cargo xtask bench`.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    if wants_help(arguments, HELP) {
+        return Ok(());
+    }
+    let extent = match arguments {
+        [] => Extent::Full,
+        ["--smoke"] => Extent::Small,
+        other => bail!(
+            "`bench` takes no `{}`; see `cargo xtask bench --help`",
+            other.join(" ")
+        ),
+    };
+    packages::require(&[packages::BUILD, packages::BENCH])?;
+    if extent == Extent::Full {
+        packages::require(&[packages::IMAGES])?;
+        // Owners and device nodes can be stored and unpacked by root alone.
+        if !run::is_root() {
+            bail!(
+                "`bench` measures a whole system with its owners, which takes root; `bench --smoke` does not"
+            );
+        }
+    }
+    measure(extent)
+}
+
+/// Measures, prints, and writes `docs/benchmarks.md` where the extent is full.
+pub(crate) fn measure(extent: Extent) -> Result<()> {
+    let tree = trees::open_or_make(extent)?;
+    let bedplate = programs::build()?;
+    let place = workspace::target("bench/run");
+    let bench = Bench {
+        bedplate,
+        tree,
+        place,
+        times: if extent == Extent::Full { 3 } else { 1 },
+    };
+    remove(&bench.place)?;
+    fs::create_dir_all(&bench.place)
+        .with_context(|| format!("creating {}", bench.place.display()))?;
+
+    let mut report = Report::new(&bench.tree, bench.times)?;
+    bench.commit(&mut report)?;
+    bench.image(&mut report)?;
+    bench.pull(&mut report)?;
+    remove(&bench.place)?;
+
+    let judged = extent == Extent::Full;
+    let text = report.markdown(judged);
+    println!("\n{text}");
+    if judged {
+        let path = workspace::root().join("docs/benchmarks.md");
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        println!("written to {}", path.display());
+    }
+    Ok(())
+}
+
+struct Bench {
+    bedplate: PathBuf,
+    tree: PathBuf,
+    place: PathBuf,
+    times: usize,
+}
+
+impl Bench {
+    /// A directory as an image, into an empty store, and once more with everything there.
+    fn commit(&self, report: &mut Report) -> Result<()> {
+        let (store, repository) = (self.place.join("store"), self.place.join("ostree"));
+        let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+        let (mut ours_again, mut theirs_again) = (Samples::default(), Samples::default());
+        for _ in 0..self.times {
+            remove(&store)?;
+            ours.take(
+                "bedplate commit",
+                &self.place,
+                &mut self.commit_ours(&store),
+            )?;
+            ours_again.take(
+                "bedplate commit, again",
+                &self.place,
+                &mut self.commit_ours(&store),
+            )?;
+            remove(&repository)?;
+            run::output(
+                Command::new("ostree")
+                    .arg("init")
+                    .arg(format!(
+                        "--mode={}",
+                        if run::is_root() { "bare" } else { "bare-user" }
+                    ))
+                    .arg(format!("--repo={}", repository.display())),
+            )?;
+            theirs.take(
+                "ostree commit",
+                &self.place,
+                &mut self.commit_theirs(&repository),
+            )?;
+            theirs_again.take(
+                "ostree commit, again",
+                &self.place,
+                &mut self.commit_theirs(&repository),
+            )?;
+        }
+        report.add(Row {
+            what: "commit v1 into an empty store",
+            ours,
+            peer: Some(("ostree commit, bare repository", theirs)),
+            targets: vec![
+                Target::Wall(0.6),
+                Target::Cpu(0.5),
+                Target::PeakMegabytes(200),
+            ],
+        });
+        report.add(Row {
+            what: "commit v1 again, nothing changed",
+            ours: ours_again,
+            peer: Some(("ostree commit, bare repository", theirs_again)),
+            targets: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn commit_ours(&self, store: &Path) -> Command {
+        let mut command = self.ours(store);
+        command.arg("commit").arg(&self.tree).arg(NAME);
+        command
+    }
+
+    fn commit_theirs(&self, repository: &Path) -> Command {
+        let mut command = Command::new("ostree");
+        command
+            .args(["commit", "--branch=v1", "--subject=v1"])
+            .arg(format!("--repo={}", repository.display()))
+            .arg(format!("--tree=dir={}", self.tree.display()));
+        command
+    }
+
+    /// The EROFS image of a tree whose objects are all in the store.
+    fn image(&self, report: &mut Report) -> Result<()> {
+        let path = self.place.join("store");
+        let about = run::output(self.ours(&path).args(["inspect", "--json", NAME]))?;
+        let about: Value = serde_json::from_str(&about).context("reading what inspect said")?;
+        let root = about["root_digest"]
+            .as_str()
+            .context("inspect names no root digest")?;
+        report.add(Row {
+            what: "EROFS image of v1, objects present",
+            ours: image::measure(&path, root, self.times.max(3))?,
+            peer: None,
+            targets: vec![Target::Seconds(0.5)],
+        });
+        Ok(())
+    }
+
+    /// An image from a registry on the loopback: for us into an empty store, for the peers into an OCI
+    /// layout and from there to a directory.
+    fn pull(&self, report: &mut Report) -> Result<()> {
+        let registry = Registry::start(
+            &mut self.ours(&self.place.join("store")),
+            &self.place.join("registry"),
+            &self.place.join("registry.log"),
+        )?;
+        let names = ["gzip", "zstd"].map(|compression| {
+            (
+                compression,
+                format!("127.0.0.1:{}/bench/{compression}:v1", registry.port()),
+            )
+        });
+        for (compression, name) in &names {
+            run::output(
+                self.ours(&self.place.join("store"))
+                    .args(["push", "--tls-verify=false"])
+                    .arg(format!("--compression={compression}"))
+                    .args([NAME, name]),
+            )?;
+        }
+        let [(_, gzip), (_, zstd)] = names;
+        let store = self.place.join("pulled");
+        let (mut same, mut own, mut theirs) =
+            (Samples::default(), Samples::default(), Samples::default());
+        for _ in 0..self.times {
+            for (samples, name) in [(&mut same, &gzip), (&mut own, &zstd)] {
+                remove(&store)?;
+                let mut pull = self.ours(&store);
+                pull.args(["pull", "--tls-verify=false", name]);
+                samples.take("bedplate pull", &self.place, &mut pull)?;
+            }
+            self.pull_theirs(&mut theirs, &gzip)?;
+        }
+        let peer = || Some(("skopeo copy + umoci unpack, gzip", theirs.clone()));
+        let targets = || vec![Target::Wall(0.3), Target::PeakMegabytes(200)];
+        report.add(Row {
+            what: "pull v1 over loopback, the very same gzip image",
+            ours: same,
+            peer: peer(),
+            targets: targets(),
+        });
+        report.add(Row {
+            what: "pull v1 over loopback, as Bedplate makes it (zstd)",
+            ours: own,
+            peer: peer(),
+            targets: targets(),
+        });
+        Ok(())
+    }
+
+    fn pull_theirs(&self, samples: &mut Samples, name: &str) -> Result<()> {
+        let (layout, bundle) = (self.place.join("layout"), self.place.join("bundle"));
+        remove(&layout)?;
+        remove(&bundle)?;
+        let mut copy = Command::new("skopeo");
+        copy.args([
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--src-tls-verify=false",
+        ])
+        .arg(format!("docker://{name}"))
+        .arg(format!("oci:{}:v1", layout.display()));
+        let mut unpack = Command::new("umoci");
+        unpack
+            .args(["unpack", "--image"])
+            .arg(format!("{}:v1", layout.display()));
+        if !run::is_root() {
+            unpack.arg("--rootless");
+        }
+        unpack.arg(&bundle);
+        samples.take_sum(
+            "skopeo copy, umoci unpack",
+            &self.place,
+            &mut [copy, unpack],
+        )
+    }
+
+    fn ours(&self, store: &Path) -> Command {
+        let mut command = Command::new(&self.bedplate);
+        command.arg("--quiet").arg("--store").arg(store);
+        command
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    if path.exists() {
+        run::output(Command::new("rm").args(["-rf", "--"]).arg(path))?;
+    }
+    Ok(())
+}
