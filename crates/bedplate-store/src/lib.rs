@@ -1,5 +1,52 @@
-//! The content-addressed store.
+//! The content-addressed store: objects, images and refs on a disk.
+//!
+//! ```text
+//! <store>/
+//!   format.json        what a reader must understand; a directory without it is no store
+//!   lock               flock: shared while a commit gives names, exclusive while gc takes them
+//!   objects/ab/cdef…   contents of files, each named by its fs-verity digest
+//!   images/<hex>       EROFS images, each named by its fs-verity digest
+//!   layers/<hex>       layer tables, named by the layer's diff_id
+//!   blobs/<hex>        manifests and configs as received, named by their SHA-256
+//!   refs/<name>        image names that point at images        pins/<name>   other holders of images
+//!   tmp/<txn>/         what is not committed yet, held by a flock     trash/  condemned by gc
+//! ```
+//!
+//! ```text
+//! scan ─→ Transaction::put_* ─→ commit: bytes durable → names → names durable → refs
+//!                                             gc: unreachable → trash/ → gone
+//! Store::tree ─→ checkout · diff              fsck: everything against its name
+//! ```
+//!
+//! Invariants: an object's name is its digest from the moment that it has a name; a ref points at an
+//! image whose objects are all present, after a power cut too; an image below `images/` has all its
+//! objects; gc takes nothing that a live transaction holds; a reader needs no lock.
+//!
+//! `docs/format/store.md` is normative for what lies on the disk.
 
+mod buffers;
+//B pub mod checkout;
+//B pub mod diff;
 pub mod erofs;
+//B pub mod fsck;
+//B pub mod gc;
+mod item;
 pub mod layer;
+mod object;
+pub mod refs;
+pub mod scan;
+mod store;
+pub mod transaction;
 pub mod verity;
+mod work;
+
+//B pub use checkout::{CheckoutError, CheckoutOptions, checkout};
+//B pub use diff::diff;
+//B pub use fsck::Finding;
+//B pub use gc::{GcPolicy, GcReport};
+pub use item::Item;
+pub use object::{ReadContentError, objects_of};
+pub use refs::{Pin, RefTarget, RefsError};
+pub use scan::{ContentSink, DigestOnly, ScanError, ScanObserver, scan};
+pub use store::{CreateError, OpenError, ReadStoreError, Sealing, Store, Usage};
+pub use transaction::{BeginError, CommitError, PutError, Transaction};

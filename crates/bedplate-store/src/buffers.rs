@@ -1,0 +1,54 @@
+//! Buffers that are used again: fresh memory costs a page fault for every 4 KiB.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, PoisonError};
+
+/// The size of a buffer: most files of a system fit in one, and one fits in a core's cache.
+pub(crate) const BUFFER: usize = 256 * 1024;
+
+/// Buffers that nobody uses at the moment; as many as there ever were threads at once.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers(Mutex<Vec<Box<[u8]>>>);
+
+impl Buffers {
+    /// Takes a buffer, which comes back when it is dropped. What it holds is of no meaning.
+    pub(crate) fn take(&self) -> Buffer<'_> {
+        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Buffer {
+            bytes: free.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()),
+            home: self,
+        }
+    }
+}
+
+/// A buffer on loan.
+#[derive(Debug)]
+pub(crate) struct Buffer<'a> {
+    bytes: Box<[u8]>,
+    home: &'a Buffers,
+}
+
+impl Deref for Buffer<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.home
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(bytes);
+    }
+}

@@ -1,0 +1,702 @@
+//! A transaction: everything that comes into the store comes in here, all of it or nothing.
+//!
+//! ```text
+//! put_*   bytes → tmp/<txn>/object-<hex>       what is there already: link(2) into tmp/<txn>/
+//! commit  1 refs' documents → tmp/<txn>/
+//!         2 syncfs                             every byte is on the disk …
+//!         3 lock (shared)                      … gc keeps out from here on …
+//!         4 rename into place, link back       … before it gets its name …
+//!         5 syncfs                             … and every name is on the disk …
+//!         6 rename the refs, fsync refs/       … before a ref leads to it: the commit point
+//!         7 unlock, remove tmp/<txn>
+//! drop    remove tmp/<txn>: nothing happened
+//! ```
+//!
+//! Invariants: what the transaction holds has a link in its directory until commit ends, so no gc can
+//! take it away; the directory is held by a flock, so what a crash left behind can be told from what
+//! is alive.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Seek as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bedplate_model::tree::INLINE_MAX;
+use bedplate_model::{FileContent, ImageName, ObjectId, RootDigest, RuleSet, Sha256, Tree};
+use bedplate_sys::lock::Lock;
+use bedplate_sys::{durable, files, space, verity};
+
+use crate::buffers::{BUFFER, Buffers};
+use crate::erofs;
+use crate::item::Item;
+use crate::object::objects_of;
+use crate::refs::{self, RefDocument, RefTarget};
+use crate::scan::ContentSink;
+use crate::store::{EROFS_VERSION, Sealing, Store, sha256};
+use crate::verity::Hasher;
+
+/// Contents are read-only from their first moment.
+const FILE_MODE: u32 = 0o400;
+/// How often a directory for the transaction is tried; each failure means that a gc was faster.
+const BEGIN_TRIES: u32 = 1000;
+/// Files of at least this size share their blocks with the source where the file system can.
+const CLONE_MIN: u64 = BUFFER as u64;
+
+/// Gives every transaction of this process its own name.
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+/// A transaction. Threads share it; [`Transaction::commit`] ends it.
+#[derive(Debug)]
+pub struct Transaction<'store> {
+    store: &'store Store,
+    name: String,
+    /// The directory `tmp/<txn>`, open since before the first write and locked until the end.
+    directory: Lock,
+    staged: Mutex<Staged>,
+    buffers: Buffers,
+    /// Whether the store had no image at the beginning: then nothing is worth looking for.
+    fresh: bool,
+    /// Whether sharing blocks with the source is worth a try.
+    clones: AtomicBool,
+    /// A write failed: what others of us believe to be staged may not be.
+    broken: AtomicBool,
+    parts: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Staged {
+    items: HashMap<Item, Origin>,
+    refs: Vec<(ImageName, Option<RefTarget>)>,
+}
+
+/// How something came into the transaction's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Written by this transaction.
+    New,
+    /// Linked from its place in the store, with everything that it names.
+    Held,
+    /// An image that a ref names: linked, but not with its objects, which the image itself keeps.
+    Named,
+}
+
+/// Why a transaction could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start a transaction in {}", path.display())]
+pub struct BeginError {
+    /// The store.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Why something could not be put into a transaction.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// The source could not be read.
+    #[error("cannot read the content")]
+    Read(#[source] io::Error),
+    /// The source has another length than it was said to have.
+    #[error("the content has {found} bytes instead of {wanted}")]
+    WrongSize {
+        /// The length that was promised.
+        wanted: u64,
+        /// The length that came; one more than wanted stands for "more".
+        found: u64,
+    },
+    /// The store could not be written to.
+    #[error("cannot write {what} to the store {}", path.display())]
+    Write {
+        /// What was written.
+        what: String,
+        /// The store.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file could not be sealed.
+    #[error("cannot seal {item}")]
+    Seal {
+        /// What was sealed.
+        item: Item,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel measures another digest than was computed: memory or disk are at fault.
+    #[error("{item} was sealed, and the kernel measures another digest")]
+    Measured {
+        /// What was sealed.
+        item: Item,
+    },
+    /// A tree or ref names something that the store does not have.
+    #[error("the store has no {0}")]
+    Missing(Item),
+    /// The tree has objects of another algorithm than the store.
+    #[error("the tree names the object {id}, which is not of the algorithm {}", wanted.name())]
+    Algorithm {
+        /// The object.
+        id: ObjectId,
+        /// The store's algorithm.
+        wanted: bedplate_model::Algorithm,
+    },
+    /// The tree cannot be written as an image.
+    #[error("cannot make an image of the tree")]
+    Image(#[source] erofs::WriteError),
+}
+
+/// Why a transaction could not be committed. Unless said otherwise, nothing happened.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// An earlier write failed, so that not everything is there.
+    #[error("cannot commit to {}: an earlier write failed", .0.display())]
+    Broken(PathBuf),
+    /// Something could not be written, renamed or made durable.
+    #[error("cannot commit to {}: {attempt}", path.display())]
+    Write {
+        /// The store.
+        path: PathBuf,
+        /// What was attempted.
+        attempt: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The image that a ref was to name has been collected in the meantime.
+    #[error("cannot set a ref to {0}: it was removed from the store in the meantime")]
+    Collected(Item),
+}
+
+impl<'store> Transaction<'store> {
+    pub(crate) fn begin(store: &'store Store) -> Result<Self, BeginError> {
+        let failed = |source| BeginError {
+            path: store.path().to_owned(),
+            source,
+        };
+        let (name, directory) = make_directory(store).map_err(failed)?;
+        let images = files::open_root(&store.path().join("images")).map_err(failed)?;
+        let transaction = Self {
+            store,
+            name,
+            directory,
+            staged: Mutex::default(),
+            buffers: Buffers::default(),
+            fresh: files::list(images).map_err(failed)?.is_empty(),
+            clones: AtomicBool::new(true),
+            broken: AtomicBool::new(false),
+            parts: AtomicU64::new(0),
+        };
+        Ok(transaction)
+    }
+
+    /// Returns the store that this transaction is for.
+    pub fn store(&self) -> &'store Store {
+        self.store
+    }
+
+    /// Stores the content of a file: exactly `size` bytes must come.
+    pub fn put_object(&self, content: &mut dyn Read, size: u64) -> Result<FileContent, PutError> {
+        if size < BUFFER as u64 {
+            let mut buffer = self.buffers.take();
+            // One byte more than should come, so that a longer source is noticed.
+            let found = fill(content, &mut buffer[..=size as usize])?;
+            if found as u64 != size {
+                let found = found as u64;
+                return Err(PutError::WrongSize {
+                    wanted: size,
+                    found,
+                });
+            }
+            return self.put_bytes(&buffer[..found]);
+        }
+        let part = self.new_part("an object")?;
+        space::reserve(&part.file, size).map_err(|error| self.write_error("an object", error))?;
+        let mut hasher = Hasher::new(self.store.algorithm());
+        let mut buffer = self.buffers.take();
+        let mut found = 0_u64;
+        loop {
+            let count = fill(content, &mut buffer)?;
+            found = found.saturating_add(count as u64);
+            if count == 0 || found > size {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+            (&part.file)
+                .write_all(&buffer[..count])
+                .map_err(|error| self.write_error("an object", error))?;
+        }
+        if found != size {
+            return Err(PutError::WrongSize {
+                wanted: size,
+                found,
+            });
+        }
+        let id = hasher.finish();
+        self.finish_part(part, Item::Object(id))?;
+        Ok(FileContent::Object { id, size })
+    }
+
+    /// Stores the content of an open file, which must have `size` bytes.
+    ///
+    /// Large files that the store has already are not written again, and where the file system can
+    /// share blocks, none are copied.
+    pub fn put_file(&self, file: &File, size: u64) -> Result<FileContent, PutError> {
+        if size >= CLONE_MIN {
+            if let Some(content) = self.put_clone(file, size)? {
+                return Ok(content);
+            }
+            if !self.fresh
+                && let Some(content) = self.find_content(file, size)?
+            {
+                return Ok(content);
+            }
+        }
+        self.put_object(&mut &*file, size)
+    }
+
+    /// Stores some bytes as the content of a file.
+    pub fn put_bytes(&self, bytes: &[u8]) -> Result<FileContent, PutError> {
+        if bytes.len() <= INLINE_MAX {
+            return Ok(FileContent::Inline(bytes.into()));
+        }
+        let id = crate::verity::digest(self.store.algorithm(), bytes);
+        self.put_item(Item::Object(id), bytes)?;
+        Ok(FileContent::Object {
+            id,
+            size: bytes.len() as u64,
+        })
+    }
+
+    /// Stores a tree as an image. Every object that it names must be in the transaction or the store.
+    pub fn put_image(&self, tree: &Tree, rules: RuleSet) -> Result<RootDigest, PutError> {
+        let objects = objects_of(tree);
+        let wanted = self.store.algorithm();
+        if let Some(id) = objects.iter().find(|id| id.algorithm() != wanted) {
+            return Err(PutError::Algorithm { id: *id, wanted });
+        }
+        self.hold_objects(objects)?;
+
+        let part = self.new_part("an image")?;
+        let options = erofs::Options {
+            version: EROFS_VERSION,
+            hard_links: erofs::HardLinks::Keep,
+        };
+        let mut out = BufWriter::with_capacity(BUFFER, &part.file);
+        let written = erofs::write(tree, &options, &mut out).map_err(PutError::Image)?;
+        out.flush()
+            .map_err(|error| self.write_error("an image", error))?;
+        drop(out);
+        self.finish_part(part, Item::Image(written.id))?;
+        Ok(RootDigest {
+            rules,
+            erofs: written.version,
+            image: written.id,
+        })
+    }
+
+    /// Stores a manifest or config as it was received.
+    pub fn put_blob(&self, bytes: &[u8]) -> Result<Sha256, PutError> {
+        let digest = sha256(bytes);
+        self.put_item(Item::Blob(digest), bytes)?;
+        Ok(digest)
+    }
+
+    /// Stores the table of a layer, whose objects must be in the transaction or the store.
+    pub fn put_layer(&self, diff_id: Sha256, table: &[u8]) -> Result<(), PutError> {
+        self.put_item(Item::Layer(diff_id), table)
+    }
+
+    /// Keeps objects that the store has from garbage collection until this transaction ends.
+    pub fn hold_objects(
+        &self,
+        objects: impl IntoIterator<Item = ObjectId>,
+    ) -> Result<(), PutError> {
+        for id in objects {
+            let item = Item::Object(id);
+            if !self.has(item) && !self.hold(item, Origin::Held)? {
+                return Err(PutError::Missing(item));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a ref when the transaction is committed. What it names must be in the transaction or the
+    /// store.
+    pub fn set_ref(&self, name: &ImageName, target: RefTarget) -> Result<(), PutError> {
+        let blobs = [target.manifest, target.config].into_iter().flatten();
+        let named = [Item::Image(target.root.image)]
+            .into_iter()
+            .chain(blobs.map(Item::Blob));
+        for item in named {
+            if !self.has(item) && !self.hold(item, Origin::Named)? {
+                return Err(PutError::Missing(item));
+            }
+        }
+        self.staged().refs.push((refs::key(name), Some(target)));
+        Ok(())
+    }
+
+    /// Removes a ref when the transaction is committed; one that is not there is fine.
+    pub fn remove_ref(&self, name: &ImageName) {
+        self.staged().refs.push((refs::key(name), None));
+    }
+
+    /// Makes everything durable, then visible. The steps are those of the module's drawing.
+    pub fn commit(self) -> Result<(), CommitError> {
+        if self.broken.load(Ordering::Acquire) {
+            return Err(CommitError::Broken(self.store.path().to_owned()));
+        }
+        let failed = |attempt| {
+            move |source| CommitError::Write {
+                path: self.store.path().to_owned(),
+                attempt,
+                source,
+            }
+        };
+        let staged = std::mem::take(&mut *self.staged());
+        let any_new = staged.items.values().any(|origin| *origin == Origin::New);
+        let any_linked = staged.items.values().any(|origin| *origin != Origin::Named);
+
+        // 1. The refs' documents, beside everything else that was written.
+        let refs_directory = files::open_directory(self.store.root(), "refs".as_ref())
+            .map_err(failed("cannot open refs/"))?;
+        for (position, (name, target)) in staged.refs.iter().enumerate() {
+            if let Some(target) = target {
+                self.write_ref(position, name, target, any_new)
+                    .map_err(failed("cannot write a ref"))?;
+            }
+        }
+        // 2. Every byte is on the disk.
+        if any_new {
+            durable::sync_filesystem(&self.directory)
+                .map_err(failed("the disk reports an error"))?;
+        }
+        // 3. From here to the refs, gc keeps out.
+        let naming = self
+            .store
+            .lock_for_naming()
+            .map_err(failed("cannot lock the store"))?;
+        // 4. Names: what they lead to is on the disk already.
+        self.place(&staged.items)?;
+        // 5. The names are on the disk, those that a concurrent transaction gave included.
+        if any_linked {
+            durable::sync_filesystem(&self.directory)
+                .map_err(failed("the disk reports an error"))?;
+        }
+        // 6. The commit point.
+        for (position, (name, target)) in staged.refs.iter().enumerate() {
+            let file = refs::file_name(name);
+            match target {
+                Some(_) => {
+                    rustix::fs::renameat(&self.directory, ref_part(position), &refs_directory, file)
+                }
+                None => {
+                    match rustix::fs::unlinkat(&refs_directory, file, rustix::fs::AtFlags::empty())
+                    {
+                        Err(rustix::io::Errno::NOENT) => Ok(()),
+                        other => other,
+                    }
+                }
+            }
+            .map_err(|error| failed("cannot change a ref")(error.into()))?;
+        }
+        if !staged.refs.is_empty() {
+            rustix::fs::fsync(&refs_directory)
+                .map_err(|error| failed("the disk reports an error")(error.into()))?;
+        }
+        // 7. Done; dropping removes the directory.
+        drop(naming);
+        Ok(())
+    }
+
+    /// Gives every item its name, or gives it back where a gc took it.
+    fn place(&self, items: &HashMap<Item, Origin>) -> Result<(), CommitError> {
+        for (item, origin) in items {
+            let from = item.flat_name();
+            let (from, to) = (OsStr::new(&from), item.path());
+            let outcome = match origin {
+                // Taken means that somebody stored the same bytes first: nothing to do.
+                Origin::New => {
+                    files::rename_if_free((&self.directory, from), (self.store.root(), to.as_ref()))
+                }
+                Origin::Held => {
+                    files::link((&self.directory, from), (self.store.root(), to.as_ref()))
+                }
+                // An image that is in its place has all its objects; one that is not may not.
+                Origin::Named if self.store.has(item) => Ok(true),
+                Origin::Named => return Err(CommitError::Collected(*item)),
+            };
+            outcome.map_err(|source| CommitError::Write {
+                path: self.store.path().to_owned(),
+                attempt: "cannot give an object its name",
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn write_ref(
+        &self,
+        position: usize,
+        name: &ImageName,
+        target: &RefTarget,
+        synced_later: bool,
+    ) -> io::Result<()> {
+        let old = fs::read(self.store.path().join("refs").join(refs::file_name(name))).ok();
+        let bytes = RefDocument::replacing(old.as_deref(), name, target).to_bytes();
+        let mut file = files::create_file(&self.directory, ref_part(position).as_ref(), 0o600)?;
+        file.write_all(&bytes)?;
+        if synced_later {
+            return Ok(());
+        }
+        file.sync_all()
+    }
+
+    /// Stores bytes under their digest, unless they are there.
+    fn put_item(&self, item: Item, bytes: &[u8]) -> Result<(), PutError> {
+        if !self.claim(item)? {
+            return Ok(());
+        }
+        let name = item.flat_name();
+        let write = || -> io::Result<()> {
+            let mut file = files::create_file(&self.directory, name.as_ref(), FILE_MODE)?;
+            file.write_all(bytes)
+        };
+        write()
+            .map_err(|error| self.write_error(&item.to_string(), error))
+            .and_then(|()| self.seal(item, &name))
+            .inspect_err(|_| self.broken.store(true, Ordering::Release))
+    }
+
+    /// Returns whether the caller has to write the item: it is neither here nor in the store, and
+    /// nobody else of this transaction is at it.
+    fn claim(&self, item: Item) -> Result<bool, PutError> {
+        match self.staged().items.get_mut(&item) {
+            // Now its objects are held, too.
+            Some(origin @ Origin::Named) => *origin = Origin::Held,
+            Some(Origin::New | Origin::Held) => {}
+            None => return self.claim_missing(item),
+        }
+        Ok(false)
+    }
+
+    fn claim_missing(&self, item: Item) -> Result<bool, PutError> {
+        if !self.fresh && self.hold(item, Origin::Held)? {
+            return Ok(false);
+        }
+        let mut staged = self.staged();
+        if staged.items.contains_key(&item) {
+            return Ok(false);
+        }
+        staged.items.insert(item, Origin::New);
+        Ok(true)
+    }
+
+    /// Takes an item of the store into the transaction, where the store has it.
+    fn hold(&self, item: Item, origin: Origin) -> Result<bool, PutError> {
+        let (from, to) = (item.path(), item.flat_name());
+        match files::link(
+            (self.store.root(), from.as_ref()),
+            (&self.directory, to.as_ref()),
+        ) {
+            // `false`: another thread was faster, with the same.
+            Ok(_) => {
+                self.staged().items.entry(item).or_insert(origin);
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.write_error(&item.to_string(), error)),
+        }
+    }
+
+    fn has(&self, item: Item) -> bool {
+        self.staged().items.contains_key(&item)
+    }
+
+    /// Hashes a file, and returns its content where the transaction or the store has it.
+    fn find_content(&self, file: &File, size: u64) -> Result<Option<FileContent>, PutError> {
+        let (id, found) = crate::verity::digest_reader(self.store.algorithm(), &mut &*file)
+            .map_err(PutError::Read)?;
+        if found != size {
+            return Err(PutError::WrongSize {
+                wanted: size,
+                found,
+            });
+        }
+        let item = Item::Object(id);
+        if self.has(item) || self.hold(item, Origin::Held)? {
+            return Ok(Some(FileContent::Object { id, size }));
+        }
+        (&*file).rewind().map_err(PutError::Read)?;
+        Ok(None)
+    }
+
+    /// Stores a file by sharing its blocks, where the file system can.
+    fn put_clone(&self, file: &File, size: u64) -> Result<Option<FileContent>, PutError> {
+        if !self.clones.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let part = self.new_part("an object")?;
+        let cloned = files::clone_file(file, &part.file)
+            .map_err(|error| self.write_error("an object", error))?;
+        if !cloned {
+            self.clones.store(false, Ordering::Relaxed);
+            return Ok(None);
+        }
+        // The copy is hashed, not the source: what is stored is what the name says.
+        let (id, found) = crate::verity::digest_reader(self.store.algorithm(), &mut &part.file)
+            .map_err(PutError::Read)?;
+        if found != size {
+            return Err(PutError::WrongSize {
+                wanted: size,
+                found,
+            });
+        }
+        self.finish_part(part, Item::Object(id))?;
+        Ok(Some(FileContent::Object { id, size }))
+    }
+
+    /// Gives a finished part the name of its item, unless the item is there.
+    fn finish_part(&self, mut part: Part<'_, 'store>, item: Item) -> Result<(), PutError> {
+        if !self.claim(item)? {
+            return Ok(()); // the part goes with its drop
+        }
+        let name = item.flat_name();
+        let rename = rustix::fs::renameat(
+            &self.directory,
+            part.name.as_str(),
+            &self.directory,
+            name.as_str(),
+        );
+        part.name.clear();
+        drop(part); // nobody may hold it open for writing when it is sealed
+        rename
+            .map_err(|error| self.write_error(&item.to_string(), error.into()))
+            .and_then(|()| self.seal(item, &name))
+            .inspect_err(|_| self.broken.store(true, Ordering::Release))
+    }
+
+    /// Seals a staged file, where the store seals, and compares what the kernel measures.
+    fn seal(&self, item: Item, name: &str) -> Result<(), PutError> {
+        let Some(wanted) = item.sealed_as() else {
+            return Ok(());
+        };
+        if self.store.sealing() == Sealing::Unsealed {
+            return Ok(());
+        }
+        let seal = || -> io::Result<_> {
+            let file = files::open_file(&self.directory, name.as_ref())?;
+            verity::enable(&file, wanted.algorithm().kernel_number())?;
+            verity::measure(&file)
+        };
+        let measured = seal().map_err(|source| PutError::Seal { item, source })?;
+        let same = measured.is_some_and(|(algorithm, digest)| {
+            algorithm == wanted.algorithm().kernel_number() && digest == wanted.as_bytes()
+        });
+        if same {
+            Ok(())
+        } else {
+            Err(PutError::Measured { item })
+        }
+    }
+
+    fn new_part(&self, what: &str) -> Result<Part<'_, 'store>, PutError> {
+        let name = format!("part-{}", self.parts.fetch_add(1, Ordering::Relaxed));
+        let file = files::create_file(&self.directory, name.as_ref(), FILE_MODE)
+            .map_err(|error| self.write_error(what, error))?;
+        Ok(Part {
+            transaction: self,
+            name,
+            file,
+        })
+    }
+
+    fn write_error(&self, what: &str, source: io::Error) -> PutError {
+        PutError::Write {
+            what: what.to_owned(),
+            path: self.store.path().to_owned(),
+            source,
+        }
+    }
+
+    fn staged(&self) -> MutexGuard<'_, Staged> {
+        // A thread that panicked while it held this cannot have left half an entry.
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next gc, once the lock is gone.
+        if let Ok(tmp) = files::open_directory(self.store.root(), "tmp".as_ref()) {
+            let _ = files::remove_tree(&tmp, self.name.as_ref());
+        }
+    }
+}
+
+impl ContentSink for Transaction<'_> {
+    fn put_file(&self, file: &File, size: u64) -> Result<FileContent, PutError> {
+        Transaction::put_file(self, file, size)
+    }
+}
+
+/// A file that is being written and whose digest is not known yet; removed unless it is finished.
+struct Part<'a, 'store> {
+    transaction: &'a Transaction<'store>,
+    /// Empty once the file has another name.
+    name: String,
+    file: File,
+}
+
+impl Drop for Part<'_, '_> {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            let flags = rustix::fs::AtFlags::empty();
+            // What stays goes with the transaction's directory.
+            let _ = rustix::fs::unlinkat(&self.transaction.directory, self.name.as_str(), flags);
+        }
+    }
+}
+
+/// Makes and locks a directory below `tmp/`.
+fn make_directory(store: &Store) -> io::Result<(String, Lock)> {
+    let process = rustix::process::getpid().as_raw_nonzero();
+    for _ in 0..BEGIN_TRIES {
+        let name = format!("{process}-{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        let path = store.path().join("tmp").join(&name);
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {}
+            // Left over from a process that had our number before.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => return Err(error),
+        }
+        // Between these two a gc may take it for a dead one, lock it and remove it: then try again.
+        match Lock::try_exclusive(&path) {
+            Ok(Some(lock)) if rustix::fs::fstat(&lock)?.st_nlink > 0 => return Ok((name, lock)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("every name for a transaction was taken"))
+}
+
+fn ref_part(position: usize) -> String {
+    format!("ref-{position}")
+}
+
+/// Reads until the buffer is full or the source ends.
+fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, PutError> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(PutError::Read(error)),
+        }
+    }
+    Ok(filled)
+}
