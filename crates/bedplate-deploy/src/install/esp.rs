@@ -1,0 +1,230 @@
+//! The EFI system partition of a disk that is being made: FAT32 in a region of a file, written without
+//! a mount.
+//!
+//! Invariant: the region is all that is touched, and every time in it is FAT's first (1980), so that
+//! the same files give the same bytes.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+
+use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
+use fscommon::StreamSlice;
+
+use super::layout::Region;
+
+/// FAT32 is told from FAT16 by this number of clusters alone.
+const FAT32_MIN_CLUSTERS: u64 = 65_525;
+
+/// The largest cluster that is worth it: what a page is.
+const CLUSTER_MAX: u32 = 4096;
+
+/// What the volume is called: eleven bytes, padded.
+const LABEL: [u8; 11] = *b"ESP        ";
+
+/// The boot partition in a region of a disk.
+pub struct FatPartition {
+    volume: FileSystem<StreamSlice<File>>,
+    disk: File,
+    region: Region,
+}
+
+impl std::fmt::Debug for FatPartition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FatPartition").finish_non_exhaustive()
+    }
+}
+
+impl FatPartition {
+    /// Makes an empty FAT32 in a region of a disk.
+    pub fn format(disk: &File, region: Region, serial: u32) -> io::Result<Self> {
+        let options = FormatVolumeOptions::new()
+            .fat_type(FatType::Fat32)
+            .bytes_per_cluster(cluster_size(region.length))
+            .volume_id(serial)
+            .volume_label(LABEL);
+        fatfs::format_volume(slice(disk, region)?, options)?;
+        Self::open(disk, region)
+    }
+
+    /// Opens the FAT in a region of a disk.
+    pub fn open(disk: &File, region: Region) -> io::Result<Self> {
+        Ok(Self {
+            volume: FileSystem::new(slice(disk, region)?, FsOptions::new())?,
+            disk: disk.try_clone()?,
+            region,
+        })
+    }
+
+    /// Writes what is still in memory, and waits until all is on the disk.
+    pub fn finish(self) -> io::Result<()> {
+        self.volume.stats()?; // counts the free clusters, which unmounting then notes
+        self.volume.unmount()?;
+        super::dots::put_right(&mut slice(&self.disk, self.region)?)?;
+        self.disk.sync_all()
+    }
+
+    /// Reads a whole file of at most `max` bytes.
+    pub fn read(&self, path: &str, max: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.root()
+            .open_file(path)?
+            .take(max.saturating_add(1))
+            .read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > max {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(bytes)
+    }
+
+    /// Lists the names in a directory; one that is missing has none.
+    pub fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        let Some(directory) = self.directory(directory)? else {
+            return Ok(Vec::new());
+        };
+        let mut names = Vec::new();
+        for entry in directory.iter() {
+            let name = entry?.file_name();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Writes a new file, with the directories that it lies in.
+    pub fn write_new(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        if self.is_there(path)? {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.make_parents(path)?;
+        let mut file = self.root().create_file(path)?;
+        file.write_all(bytes)?;
+        file.flush()
+    }
+
+    fn root(&self) -> Dir<'_, StreamSlice<File>> {
+        self.volume.root_dir()
+    }
+
+    fn directory(&self, path: &str) -> io::Result<Option<Dir<'_, StreamSlice<File>>>> {
+        if path.is_empty() {
+            return Ok(Some(self.root()));
+        }
+        match self.root().open_dir(path) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the directories that `path` lies in.
+    fn make_parents(&self, path: &str) -> io::Result<()> {
+        let mut at = self.root();
+        let Some((parents, _)) = path.rsplit_once('/') else {
+            return Ok(());
+        };
+        for name in parents.split('/') {
+            at = at.create_dir(name)?;
+        }
+        Ok(())
+    }
+
+    fn is_there(&self, path: &str) -> io::Result<bool> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let Some(directory) = self.directory(parent)? else {
+            return Ok(false);
+        };
+        for entry in directory.iter() {
+            if entry?.file_name().eq_ignore_ascii_case(name) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn slice(disk: &File, region: Region) -> io::Result<StreamSlice<File>> {
+    StreamSlice::new(disk.try_clone()?, region.start, region.end())
+}
+
+/// Chooses the largest cluster with which a volume still has enough of them to be FAT32.
+fn cluster_size(length: u64) -> u32 {
+    let mut size = CLUSTER_MAX;
+    // The tables take space too: 8 bytes a cluster, and some sectors before them.
+    while size > 512 && length / u64::from(size + 8) < FAT32_MIN_CLUSTERS + 64 {
+        size /= 2;
+    }
+    size
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::layout::ESP_MIN;
+
+    fn partition(length: u64) -> (File, Region, FatPartition) {
+        let disk = tempfile::tempfile().unwrap();
+        let region = Region {
+            start: 1 << 20,
+            length,
+        };
+        disk.set_len(region.end() + (1 << 20)).unwrap();
+        let partition = FatPartition::format(&disk, region, 7).unwrap();
+        (disk, region, partition)
+    }
+
+    #[test]
+    fn every_size_gives_fat32() {
+        for length in [ESP_MIN, 64 << 20, 256 << 20, 512 << 20, 2 << 30] {
+            let (_disk, _, partition) = partition(length);
+            assert_eq!(partition.volume.fat_type(), FatType::Fat32, "{length}");
+        }
+    }
+
+    #[test]
+    fn files_are_there_after_the_volume_was_closed_and_opened_again() {
+        let (disk, region, partition) = partition(ESP_MIN);
+        let long = vec![7; 100_000];
+        partition
+            .write_new("loader/entries/bedplate-01234567.conf", b"title x\n")
+            .unwrap();
+        partition
+            .write_new("EFI/bedplate/vmlinuz-0123", &long)
+            .unwrap();
+        let again = partition.write_new("efi/BEDPLATE/vmlinuz-0123", b"");
+        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        partition.finish().unwrap();
+
+        let partition = FatPartition::open(&disk, region).unwrap();
+        assert_eq!(partition.list("").unwrap(), ["EFI", "loader"]);
+        assert_eq!(
+            partition.list("loader/entries").unwrap(),
+            ["bedplate-01234567.conf"]
+        );
+        assert_eq!(partition.list("nowhere").unwrap(), Vec::<String>::new());
+        assert_eq!(
+            partition
+                .read("EFI/bedplate/vmlinuz-0123", 1 << 20)
+                .unwrap(),
+            long
+        );
+        assert!(partition.read("EFI/bedplate/vmlinuz-0123", 10).is_err());
+    }
+
+    #[test]
+    fn the_same_files_give_the_same_bytes() {
+        let make = || {
+            let (mut disk, _, partition) = partition(ESP_MIN);
+            partition
+                .write_new("loader/loader.conf", b"timeout 0\n")
+                .unwrap();
+            partition.finish().unwrap();
+            let mut bytes = Vec::new();
+            io::Seek::rewind(&mut disk).unwrap();
+            disk.read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        assert!(make() == make());
+    }
+}
