@@ -214,6 +214,12 @@ impl Recipe {
                 .arg(to)
                 .args(&self.arguments[at..]),
         )?;
+        // Device nodes are the running system's business, and no peer of ours can store them.
+        run::output(
+            Command::new("find")
+                .arg(to.join("dev"))
+                .args(["-mindepth", "1", "-delete"]),
+        )?;
         Ok(())
     }
 
