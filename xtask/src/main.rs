@@ -7,6 +7,7 @@
 //!       │           │         └─ testkit::qemu             the machine they run on
 //!       ├─ test ────┘
 //!       ├─ check
+//!       ├─ fuzz
 //!       └─ bench ─── images                                a pair of 1 GB trees, cached in target/bench
 //! ```
 //!
@@ -22,6 +23,7 @@ mod apt_sources;
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
 mod images;
 mod packages;
 mod programs;
@@ -43,6 +45,7 @@ Usage: cargo xtask VERB [ARGUMENTS]
   test               every test: unit, integration, documentation, virtual machine, figures on a small tree
   check              format, lints and quick tests
   bench [--smoke]    measure against ostree, skopeo and umoci; writes docs/benchmarks.md
+  fuzz [PARSER…]     damaged input for every parser that strangers feed, for a bounded time
   vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
   vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
   images             make the two Debian trees of the demo, and say where they are
@@ -75,6 +78,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         "test" => test::run(rest),
         "check" => check::run(rest),
         "bench" => bench::run(rest),
+        "fuzz" => fuzz::run(rest),
         "vm" => vm::run(rest),
         "images" => images::run(rest),
         unknown => bail!("there is no verb `{unknown}`; `cargo xtask --help` lists them"),
