@@ -25,11 +25,11 @@
 //! `docs/format/store.md` is normative for what lies on the disk.
 
 mod buffers;
-//B pub mod checkout;
-//B pub mod diff;
+pub mod checkout;
+pub mod diff;
 pub mod erofs;
-//B pub mod fsck;
-//B pub mod gc;
+pub mod fsck;
+pub mod gc;
 mod item;
 pub mod layer;
 mod object;
@@ -40,10 +40,10 @@ pub mod transaction;
 pub mod verity;
 mod work;
 
-//B pub use checkout::{CheckoutError, CheckoutOptions, checkout};
-//B pub use diff::diff;
-//B pub use fsck::Finding;
-//B pub use gc::{GcPolicy, GcReport};
+pub use checkout::{CheckoutError, CheckoutOptions, checkout};
+pub use diff::diff;
+pub use fsck::Finding;
+pub use gc::{GcPolicy, GcReport};
 pub use item::Item;
 pub use object::{ReadContentError, objects_of};
 pub use refs::{Pin, RefTarget, RefsError};

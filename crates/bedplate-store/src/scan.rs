@@ -147,8 +147,10 @@ pub fn scan(
         handle: root,
         number: 0,
     };
-    work::run(vec![Job::Directory(first)], |job, queue| match job {
-        Job::Directory(place) => scan.directory(place, queue),
+    // The root's own entries first; everything else are jobs that this one adds.
+    work::run(vec![Job::Root(first)], |job, queue| match job {
+        Job::Root(place) => scan.directory(place, queue),
+        Job::Directory(parent, name) => scan.directory(scan.enter(&parent, &name)?, queue),
         Job::Files(place, names) => scan.files(&place, names),
     })?;
     let found = scan
@@ -167,8 +169,12 @@ struct Place {
     number: usize,
 }
 
+/// Jobs hold their directory open; a directory is opened when its turn comes, so that few are open
+/// at once however many wait.
 enum Job {
-    Directory(Place),
+    Root(Place),
+    /// A directory in another one.
+    Directory(Arc<Place>, OsString),
     /// Files of one directory.
     Files(Arc<Place>, Vec<OsString>),
 }
@@ -214,16 +220,15 @@ impl Scan<'_> {
             };
             match kind {
                 FileType::RegularFile => regular.push(entry.name),
-                FileType::Directory => {
-                    directories.push(Job::Directory(self.enter(&place, &entry.name)?));
-                }
+                FileType::Directory => directories.push(entry.name),
                 _ => self.special(&place, &entry.name)?,
             }
         }
         // A fixed order makes neighbours on the disk neighbours in time.
         regular.sort_unstable();
         let place = Arc::new(place);
-        queue.add(directories);
+        let below = directories.into_iter();
+        queue.add(below.map(|name| Job::Directory(Arc::clone(&place), name)));
         let mut regular = regular.into_iter().peekable();
         while regular.peek().is_some() {
             let batch = regular.by_ref().take(BATCH).collect();

@@ -1,0 +1,591 @@
+//! A tree becomes a directory: every attribute exactly, contents checked while they are copied.
+//!
+//! ```text
+//! 1  directories, files, links, devices     on all cores, each below its parent's handle
+//! 2  further names of one node, then the attributes of directories, children before parents
+//! ```
+//!
+//! Invariants: nothing is written outside the destination, whatever links the tree has; a directory's
+//! time is set after the last change below it.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bedplate_model::{Content, FileContent, Metadata, Name, NodeId, Timestamp, Tree};
+use bedplate_sys::{files, xattr};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use crate::buffers::Buffers;
+use crate::store::{ReadStoreError, Store};
+use crate::work::{self, Queue};
+
+/// How a tree is checked out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckoutOptions {
+    /// Leave out what only root may set (owners, devices, some extended attributes) instead of
+    /// failing; [`CheckedOut::left_out`] counts it.
+    pub unprivileged: bool,
+}
+
+/// What a checkout did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckedOut {
+    /// How many names were made, the top one included.
+    pub entries: u64,
+    /// The bytes of the files.
+    pub bytes: u64,
+    /// How many owners, devices and extended attributes were left out.
+    pub left_out: u64,
+}
+
+/// Why a tree could not be checked out.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckoutError {
+    /// The destination has something in it.
+    #[error("{} is not empty", .0.display())]
+    NotEmpty(PathBuf),
+    /// The destination could not be made or listed.
+    #[error("cannot use {} as the destination", path.display())]
+    Destination {
+        /// The destination.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something could not be made.
+    #[error("cannot make {}", path.display())]
+    Make {
+        /// What was made.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An attribute could not be set.
+    #[error("cannot set the {attribute} of {}", path.display())]
+    Attribute {
+        /// What it belongs to.
+        path: PathBuf,
+        /// Which one.
+        attribute: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A content could not be opened.
+    #[error("cannot get the content of {}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: ReadStoreError,
+    },
+    /// A content could not be copied, or is damaged.
+    #[error("cannot copy the content of {}", path.display())]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// What the system said, or what is wrong with the content.
+        source: io::Error,
+    },
+}
+
+impl CheckoutError {
+    /// Whether the same checkout may succeed for root.
+    pub fn needs_root(&self) -> bool {
+        match self {
+            Self::Make { source, .. } | Self::Attribute { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            Self::NotEmpty(_)
+            | Self::Destination { .. }
+            | Self::Content { .. }
+            | Self::Copy { .. } => false,
+        }
+    }
+}
+
+/// Makes a directory that is the tree; `destination` must be empty, or not there.
+pub fn checkout(
+    store: &Store,
+    tree: &Tree,
+    destination: &Path,
+    options: CheckoutOptions,
+) -> Result<CheckedOut, CheckoutError> {
+    let root = open_destination(destination)?;
+    let mut checkout = Checkout {
+        store,
+        tree,
+        destination,
+        options,
+        first_names: first_names(tree),
+        buffers: Buffers::default(),
+        entries: AtomicU64::new(1),
+        bytes: AtomicU64::new(0),
+        left_out: AtomicU64::new(0),
+    };
+    let top = Place {
+        path: destination.to_owned(),
+        handle: files::open_beneath(&root, []).map_err(|source| CheckoutError::Destination {
+            path: destination.to_owned(),
+            source,
+        })?,
+        node: Tree::ROOT,
+    };
+    work::run(vec![Job::Root(top)], |job, queue| match job {
+        Job::Root(place) => checkout.fill(place, queue),
+        Job::Directory(parent, name, node) => {
+            checkout.fill(checkout.make_directory(&parent, &name, node)?, queue)
+        }
+        Job::Others(place, entries) => entries
+            .into_iter()
+            .try_for_each(|(name, node)| checkout.make(&place, &name, node)),
+    })?;
+    checkout.finish(root)?;
+    Ok(CheckedOut {
+        entries: *checkout.entries.get_mut(),
+        bytes: *checkout.bytes.get_mut(),
+        left_out: *checkout.left_out.get_mut(),
+    })
+}
+
+/// How many files one job takes.
+const BATCH: usize = 32;
+/// Access lists come first: setting them changes permission bits, which are set after them.
+const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+
+struct Checkout<'a> {
+    store: &'a Store,
+    tree: &'a Tree,
+    destination: &'a Path,
+    options: CheckoutOptions,
+    /// For each node with several names, the one that it is made under.
+    first_names: HashMap<NodeId, FirstName>,
+    buffers: Buffers,
+    entries: AtomicU64,
+    bytes: AtomicU64,
+    left_out: AtomicU64,
+}
+
+struct FirstName {
+    directory: NodeId,
+    components: Vec<Name>,
+}
+
+/// A directory of the destination.
+struct Place {
+    /// For messages.
+    path: PathBuf,
+    handle: OwnedFd,
+    node: NodeId,
+}
+
+enum Job {
+    Root(Place),
+    Directory(Arc<Place>, Name, NodeId),
+    /// What is no directory, of one directory.
+    Others(Arc<Place>, Vec<(Name, NodeId)>),
+}
+
+impl Checkout<'_> {
+    /// Adds jobs for everything in a directory.
+    fn fill(&self, place: Place, queue: &Queue<Job, CheckoutError>) -> Result<(), CheckoutError> {
+        let place = Arc::new(place);
+        let mut directories = Vec::new();
+        let mut others = Vec::new();
+        for (name, node) in self.tree.entries(place.node).into_iter().flatten() {
+            if self.tree.entries(*node).is_some() {
+                directories.push(Job::Directory(Arc::clone(&place), name.clone(), *node));
+            } else if self.is_first(*node, place.node, name) {
+                others.push((name.clone(), *node));
+            }
+        }
+        queue.add(directories);
+        let mut others = others.into_iter().peekable();
+        while others.peek().is_some() {
+            let batch = others.by_ref().take(BATCH).collect();
+            queue.add([Job::Others(Arc::clone(&place), batch)]);
+        }
+        Ok(())
+    }
+
+    /// Returns whether a node is made under this name; its other names are links.
+    fn is_first(&self, node: NodeId, directory: NodeId, name: &Name) -> bool {
+        self.first_names.get(&node).is_none_or(|first| {
+            first.directory == directory && first.components.last() == Some(name)
+        })
+    }
+
+    fn make_directory(
+        &self,
+        parent: &Place,
+        name: &Name,
+        node: NodeId,
+    ) -> Result<Place, CheckoutError> {
+        let path = parent.path.join(name.as_os_str());
+        let make = || -> io::Result<OwnedFd> {
+            let mode = Mode::from_raw_mode(0o700);
+            rustix::fs::mkdirat(&parent.handle, name.as_os_str(), mode)?;
+            files::open_directory(&parent.handle, name.as_os_str())
+        };
+        let handle = make().map_err(|source| CheckoutError::Make {
+            path: path.clone(),
+            source,
+        })?;
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        Ok(Place { path, handle, node })
+    }
+
+    /// Makes what is no directory.
+    fn make(&self, place: &Place, name: &Name, id: NodeId) -> Result<(), CheckoutError> {
+        let node = self.tree.node(id);
+        let path = || place.path.join(name.as_os_str());
+        let failed = |source: Errno| CheckoutError::Make {
+            path: path(),
+            source: source.into(),
+        };
+        let (directory, file_name) = (&place.handle, name.as_os_str());
+        let device = |kind, rdev: Option<bedplate_model::Rdev>| {
+            let device = rdev.map_or(0, |rdev| rustix::fs::makedev(rdev.major, rdev.minor));
+            rustix::fs::mknodat(
+                directory,
+                file_name,
+                kind,
+                Mode::from_raw_mode(0o600),
+                device,
+            )
+        };
+        let made = match &node.content {
+            // Directories are made as they are entered.
+            Content::Directory(_) => return Ok(()),
+            Content::File(content) => {
+                self.entries.fetch_add(1, Ordering::Relaxed);
+                return self.make_file(place, name, content, &node.metadata);
+            }
+            Content::Symlink(target) => {
+                rustix::fs::symlinkat(OsStr::from_bytes(target), directory, file_name)
+            }
+            Content::BlockDevice(rdev) => device(FileType::BlockDevice, Some(*rdev)),
+            Content::CharacterDevice(rdev) => device(FileType::CharacterDevice, Some(*rdev)),
+            Content::Fifo => device(FileType::Fifo, None),
+            Content::Socket => device(FileType::Socket, None),
+        };
+        match made {
+            Err(Errno::PERM) if self.options.unprivileged => {
+                self.left_out.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            other => other.map_err(failed)?,
+        }
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.set_unopened(place, file_name, node)
+    }
+
+    fn make_file(
+        &self,
+        place: &Place,
+        name: &Name,
+        content: &FileContent,
+        metadata: &Metadata,
+    ) -> Result<(), CheckoutError> {
+        let path = || place.path.join(name.as_os_str());
+        let file =
+            files::create_file(&place.handle, name.as_os_str(), 0o600).map_err(|source| {
+                CheckoutError::Make {
+                    path: path(),
+                    source,
+                }
+            })?;
+        let copied = |source| CheckoutError::Copy {
+            path: path(),
+            source,
+        };
+        match content {
+            FileContent::Inline(bytes) => (&file).write_all(bytes).map_err(copied)?,
+            FileContent::Object { .. } => {
+                let mut reader =
+                    self.store
+                        .read_content(content)
+                        .map_err(|source| CheckoutError::Content {
+                            path: path(),
+                            source,
+                        })?;
+                let mut buffer = self.buffers.take();
+                loop {
+                    let count = reader.read(&mut buffer).map_err(copied)?;
+                    if count == 0 {
+                        break;
+                    }
+                    (&file).write_all(&buffer[..count]).map_err(copied)?;
+                }
+            }
+        }
+        self.bytes.fetch_add(content.size(), Ordering::Relaxed);
+        self.set_opened(&file, metadata, &path)
+    }
+
+    /// Sets the attributes of an open file or directory, in the order in which none undoes another:
+    /// changing the owner drops setuid and capabilities, access lists change the permissions.
+    fn set_opened(
+        &self,
+        file: impl AsFd,
+        metadata: &Metadata,
+        path: &dyn Fn() -> PathBuf,
+    ) -> Result<(), CheckoutError> {
+        let file = file.as_fd();
+        let owner = rustix::fs::fchown(file, uid(metadata), gid(metadata));
+        self.allow(owner.map_err(Into::into), "owner", path)?;
+        for (name, value) in &metadata.xattrs {
+            self.set_xattr(name, path, || xattr::set_on_file(file, name, value))?;
+        }
+        rustix::fs::fchmod(file, mode(metadata))
+            .map_err(|error| attribute(path(), "mode", error.into()))?;
+        rustix::fs::futimens(file, &times(metadata))
+            .map_err(|error| attribute(path(), "time", error.into()))
+    }
+
+    /// Sets the attributes of a link, device, pipe or socket, which cannot be opened.
+    fn set_unopened(
+        &self,
+        place: &Place,
+        name: &OsStr,
+        node: &bedplate_model::Node,
+    ) -> Result<(), CheckoutError> {
+        let path = || place.path.join(name);
+        let (directory, metadata) = (&place.handle, &node.metadata);
+        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+        let owner = rustix::fs::chownat(directory, name, uid(metadata), gid(metadata), nofollow);
+        self.allow(owner.map_err(Into::into), "owner", &path)?;
+        for (attribute, value) in &metadata.xattrs {
+            self.set_xattr(attribute, &path, || {
+                xattr::set_on_entry(directory, name, attribute, value)
+            })?;
+        }
+        // The permissions of a link mean nothing, and Linux does not let them be changed.
+        if !matches!(node.content, Content::Symlink(_)) {
+            let change = || -> rustix::io::Result<()> {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let handle = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+                let itself = format!("/proc/self/fd/{}", handle.as_raw_fd());
+                rustix::fs::chmod(itself, mode(metadata))
+            };
+            change().map_err(|error| attribute(path(), "mode", error.into()))?;
+        }
+        rustix::fs::utimensat(directory, name, &times(metadata), nofollow)
+            .map_err(|error| attribute(path(), "time", error.into()))
+    }
+
+    fn set_xattr(
+        &self,
+        name: &[u8],
+        path: &dyn Fn() -> PathBuf,
+        set: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), CheckoutError> {
+        let shown = format!("extended attribute {}", bedplate_model::name::shown(name));
+        self.allow(set(), &shown, path)
+    }
+
+    /// Lets a refusal pass where the caller said so.
+    fn allow(
+        &self,
+        outcome: io::Result<()>,
+        what: &str,
+        path: &dyn Fn() -> PathBuf,
+    ) -> Result<(), CheckoutError> {
+        match outcome {
+            Err(error)
+                if self.options.unprivileged
+                    && matches!(
+                        error.kind(),
+                        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
+                    ) =>
+            {
+                self.left_out.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            other => other.map_err(|source| attribute(path(), what, source)),
+        }
+    }
+
+    /// Adds the further names of nodes, and sets the attributes of directories, deepest first.
+    fn finish(&self, root: OwnedFd) -> Result<(), CheckoutError> {
+        let mut open = vec![Frame {
+            path: self.destination.to_owned(),
+            node: Tree::ROOT,
+            entries: self.tree.entries(Tree::ROOT).into_iter().flatten(),
+            handle: root,
+        }];
+        let top = files::open_beneath(&open[0].handle, []).map_err(|source| {
+            CheckoutError::Destination {
+                path: self.destination.to_owned(),
+                source,
+            }
+        })?;
+        while let Some(frame) = open.last_mut() {
+            let Some((name, node)) = frame.entries.next() else {
+                let metadata = &self.tree.node(frame.node).metadata;
+                self.set_opened(&frame.handle, metadata, &|| frame.path.clone())?;
+                open.pop();
+                continue;
+            };
+            if let Some(entries) = self.tree.entries(*node) {
+                let path = frame.path.join(name.as_os_str());
+                let handle =
+                    files::open_directory(&frame.handle, name.as_os_str()).map_err(|source| {
+                        CheckoutError::Make {
+                            path: path.clone(),
+                            source,
+                        }
+                    })?;
+                open.push(Frame {
+                    path,
+                    handle,
+                    node: *node,
+                    entries: Some(entries).into_iter().flatten(),
+                });
+            } else if !self.is_first(*node, frame.node, name)
+                && let Some(first) = self.first_names.get(node)
+            {
+                self.link(&top, first, frame, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(
+        &self,
+        top: &OwnedFd,
+        first: &FirstName,
+        frame: &Frame<'_>,
+        name: &Name,
+    ) -> Result<(), CheckoutError> {
+        let Some((first_name, parents)) = first.components.split_last() else {
+            return Ok(()); // a name has at least one component
+        };
+        let link = || -> io::Result<bool> {
+            let parents = parents.iter().map(Name::as_os_str);
+            let directory = files::open_beneath(top, parents)?;
+            files::link(
+                (&directory, first_name.as_os_str()),
+                (&frame.handle, name.as_os_str()),
+            )
+        };
+        match link() {
+            Ok(true) => {
+                self.entries.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            // The node is a device that was left out: so are its other names.
+            Err(error) if self.options.unprivileged && error.kind() == io::ErrorKind::NotFound => {
+                self.left_out.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            other => Err(CheckoutError::Make {
+                path: frame.path.join(name.as_os_str()),
+                source: other.err().unwrap_or_else(|| Errno::EXIST.into()),
+            }),
+        }
+    }
+}
+
+/// A directory on the way of [`Checkout::finish`].
+struct Frame<'a> {
+    path: PathBuf,
+    handle: OwnedFd,
+    node: NodeId,
+    entries:
+        std::iter::Flatten<std::option::IntoIter<&'a std::collections::BTreeMap<Name, NodeId>>>,
+}
+
+/// Makes the destination, or checks that it is empty.
+fn open_destination(path: &Path) -> Result<OwnedFd, CheckoutError> {
+    let failed = |source| CheckoutError::Destination {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        // It may be there, if it is empty.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error)),
+        Ok(()) => {}
+    }
+    let handle = files::open_root(path).map_err(failed)?;
+    if !files::list(&handle).map_err(failed)?.is_empty() {
+        return Err(CheckoutError::NotEmpty(path.to_owned()));
+    }
+    // Everything made below would inherit it; the tree says itself what has an access list.
+    match xattr::remove_from_file(&handle, ACL_DEFAULT) {
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(failed(error)),
+        _ => Ok(handle),
+    }
+}
+
+/// Finds, for each node with several names, the first of them.
+fn first_names(tree: &Tree) -> HashMap<NodeId, FirstName> {
+    let counts = tree.name_counts();
+    let mut first_names = HashMap::new();
+    if counts.iter().all(|count| *count <= 1) {
+        return first_names;
+    }
+    for (path, node) in tree.walk() {
+        if counts[node.index()] > 1
+            && !first_names.contains_key(&node)
+            && let Some((parents, _)) = path.split_last()
+        {
+            let parent: bedplate_model::TreePath = parents.iter().cloned().collect();
+            if let Some(directory) = tree.lookup(&parent) {
+                let components = path.components().to_vec();
+                first_names.insert(
+                    node,
+                    FirstName {
+                        directory,
+                        components,
+                    },
+                );
+            }
+        }
+    }
+    first_names
+}
+
+fn attribute(path: PathBuf, attribute: &str, source: io::Error) -> CheckoutError {
+    CheckoutError::Attribute {
+        path,
+        attribute: attribute.to_owned(),
+        source,
+    }
+}
+
+fn uid(metadata: &Metadata) -> Option<Uid> {
+    Some(Uid::from_raw(metadata.uid))
+}
+
+fn gid(metadata: &Metadata) -> Option<Gid> {
+    Some(Gid::from_raw(metadata.gid))
+}
+
+fn mode(metadata: &Metadata) -> Mode {
+    Mode::from_raw_mode(u32::from(metadata.mode))
+}
+
+fn times(metadata: &Metadata) -> Timestamps {
+    let Timestamp {
+        seconds,
+        nanoseconds,
+    } = metadata.mtime;
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::from(nanoseconds),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}

@@ -1,0 +1,266 @@
+//! What makes two trees different: paths, and what an administrator asks about first.
+//!
+//! ```text
+//! diff(from, to)            every path that was added, removed or changed, and what of it changed
+//! summary(store, from, to)  packages, kernels, sizes
+//! ```
+//!
+//! Invariant: two trees without a change between them are equal, and the other way round.
+
+mod packages;
+mod summary;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use bedplate_model::{Content, Name, Node, NodeId, Tree, TreePath};
+
+pub use packages::{Package, PackageChange, ParsePackagesError, parse_dpkg_status};
+pub use summary::{KernelChanges, PathCounts, Summary, SummaryError, kernels, packages, summary};
+
+/// One path that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The path.
+    pub path: TreePath,
+    /// What happened to it.
+    pub kind: ChangeKind,
+}
+
+/// What happened to a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It is new, with everything below it listed after it.
+    Added,
+    /// It is gone, with everything below it listed after it.
+    Removed,
+    /// It is there in both, and these aspects differ.
+    Changed(BTreeSet<Aspect>),
+}
+
+/// What can differ about a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Aspect {
+    /// Another type: a file became a link, for example.
+    Type,
+    /// Other bytes, or another target of a link.
+    Content,
+    /// Other numbers of a device.
+    Device,
+    /// Other permissions.
+    Mode,
+    /// Another owner or group.
+    Owner,
+    /// Another time.
+    Time,
+    /// Other extended attributes.
+    Xattrs,
+    /// It shares its inode with other names than before.
+    HardLinks,
+}
+
+impl Aspect {
+    /// Returns the word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Type => "type",
+            Self::Content => "content",
+            Self::Device => "device",
+            Self::Mode => "mode",
+            Self::Owner => "owner",
+            Self::Time => "time",
+            Self::Xattrs => "xattrs",
+            Self::HardLinks => "links",
+        }
+    }
+}
+
+impl fmt::Display for Aspect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Compares two trees; changes come in the order of their paths, the root's own first.
+pub fn diff(from: &Tree, to: &Tree) -> Vec<Change> {
+    let mut comparison = Comparison {
+        from,
+        to,
+        from_links: Links::of(from),
+        to_links: Links::of(to),
+        changes: Vec::new(),
+    };
+    comparison.both(&TreePath::root(), Tree::ROOT, Tree::ROOT);
+    comparison.changes
+}
+
+struct Comparison<'a> {
+    from: &'a Tree,
+    to: &'a Tree,
+    from_links: Links,
+    to_links: Links,
+    changes: Vec<Change>,
+}
+
+impl Comparison<'_> {
+    /// Compares what has the same path in both trees, and everything below it.
+    fn both(&mut self, path: &TreePath, from: NodeId, to: NodeId) {
+        // An own stack: a stranger's tree may be deeper than a thread's.
+        let mut pending = vec![(path.clone(), Some(from), Some(to))];
+        while let Some((path, from, to)) = pending.pop() {
+            match (from, to) {
+                (Some(from), Some(to)) => self.node(&path, from, to),
+                (Some(_), None) => self.note(&path, ChangeKind::Removed),
+                (None, Some(_)) => self.note(&path, ChangeKind::Added),
+                (None, None) => {}
+            }
+            let olds = from.and_then(|id| self.from.entries(id));
+            let news = to.and_then(|id| self.to.entries(id));
+            let names: BTreeSet<&Name> = [olds, news]
+                .into_iter()
+                .flatten()
+                .flat_map(BTreeMap::keys)
+                .collect();
+            // The stack turns the order round.
+            for name in names.into_iter().rev() {
+                let find = |entries: Option<&BTreeMap<Name, NodeId>>| {
+                    entries.and_then(|entries| entries.get(name)).copied()
+                };
+                pending.push((path.join(name), find(olds), find(news)));
+            }
+        }
+    }
+
+    fn node(&mut self, path: &TreePath, from: NodeId, to: NodeId) {
+        let mut aspects = aspects(self.from.node(from), self.to.node(to));
+        if self.from_links.of_node(from) != self.to_links.of_node(to) {
+            aspects.insert(Aspect::HardLinks);
+        }
+        if !aspects.is_empty() {
+            self.note(path, ChangeKind::Changed(aspects));
+        }
+    }
+
+    fn note(&mut self, path: &TreePath, kind: ChangeKind) {
+        self.changes.push(Change {
+            path: path.clone(),
+            kind,
+        });
+    }
+}
+
+/// The names of each node that has several, by [`NodeId::index`].
+struct Links(BTreeMap<usize, Vec<TreePath>>);
+
+impl Links {
+    fn of(tree: &Tree) -> Self {
+        let counts = tree.name_counts();
+        let mut links: BTreeMap<usize, Vec<TreePath>> = BTreeMap::new();
+        if counts.iter().any(|count| *count > 1) {
+            for (path, id) in tree.walk() {
+                if counts[id.index()] > 1 {
+                    links.entry(id.index()).or_default().push(path);
+                }
+            }
+        }
+        Self(links)
+    }
+
+    fn of_node(&self, id: NodeId) -> Option<&Vec<TreePath>> {
+        self.0.get(&id.index())
+    }
+}
+
+fn aspects(from: &Node, to: &Node) -> BTreeSet<Aspect> {
+    let (old, new) = (&from.metadata, &to.metadata);
+    let content = match (&from.content, &to.content) {
+        (Content::Directory(_), Content::Directory(_)) => None,
+        (Content::File(old), Content::File(new)) => (old != new).then_some(Aspect::Content),
+        (Content::Symlink(old), Content::Symlink(new)) => (old != new).then_some(Aspect::Content),
+        (Content::BlockDevice(old), Content::BlockDevice(new))
+        | (Content::CharacterDevice(old), Content::CharacterDevice(new)) => {
+            (old != new).then_some(Aspect::Device)
+        }
+        (old, new) => (old.type_bits() != new.type_bits()).then_some(Aspect::Type),
+    };
+    [
+        content,
+        (old.mode != new.mode).then_some(Aspect::Mode),
+        ((old.uid, old.gid) != (new.uid, new.gid)).then_some(Aspect::Owner),
+        (old.mtime != new.mtime).then_some(Aspect::Time),
+        (old.xattrs != new.xattrs).then_some(Aspect::Xattrs),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bedplate_model::{FileContent, Metadata, Timestamp};
+
+    fn name(text: &str) -> Name {
+        Name::try_from(text).unwrap()
+    }
+
+    fn file(text: &str) -> Node {
+        let content = Content::File(FileContent::Inline(text.as_bytes().into()));
+        Node::new(Metadata::root_owned(0o644), content)
+    }
+
+    fn directory() -> Node {
+        Node::new(Metadata::root_owned(0o755), Content::empty_directory())
+    }
+
+    fn texts(from: &Tree, to: &Tree) -> Vec<String> {
+        diff(from, to)
+            .into_iter()
+            .map(|change| match change.kind {
+                ChangeKind::Added => format!("A {}", change.path),
+                ChangeKind::Removed => format!("D {}", change.path),
+                ChangeKind::Changed(aspects) => {
+                    let aspects: Vec<_> = aspects.into_iter().map(Aspect::name).collect();
+                    format!("C {} {}", change.path, aspects.join(","))
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn changes_are_told_apart_and_come_in_the_order_of_paths() {
+        let mut old = Tree::new(Metadata::root_owned(0o755));
+        let etc = old.insert(Tree::ROOT, name("etc"), directory()).unwrap();
+        let same = old.insert(etc, name("same"), file("1")).unwrap();
+        old.insert(etc, name("changed"), file("1")).unwrap();
+        old.insert(etc, name("typed"), file("1")).unwrap();
+        old.insert(Tree::ROOT, name("gone"), file("1")).unwrap();
+
+        let mut new = old.clone();
+        new.link(Tree::ROOT, name("alias"), same).unwrap();
+        new.remove(Tree::ROOT, b"gone");
+        let changed = new.child(etc, b"changed").unwrap();
+        let content = Content::File(FileContent::Inline(b"2"[..].into()));
+        new.set_content(changed, content).unwrap();
+        new.metadata_mut(changed).mode = 0o600;
+        new.metadata_mut(changed).mtime = Timestamp::from_seconds(7);
+        let typed = new.child(etc, b"typed").unwrap();
+        new.set_content(typed, Content::Fifo).unwrap();
+        let added = new.insert(Tree::ROOT, name("new"), directory()).unwrap();
+        new.insert(added, name("below"), file("1")).unwrap();
+
+        assert_eq!(
+            texts(&old, &new),
+            [
+                "A /alias",
+                "C /etc/changed content,mode,time",
+                "C /etc/same links",
+                "C /etc/typed type",
+                "D /gone",
+                "A /new",
+                "A /new/below",
+            ]
+        );
+        assert_eq!(texts(&new, &new), Vec::<String>::new());
+    }
+}

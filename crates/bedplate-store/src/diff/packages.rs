@@ -1,0 +1,289 @@
+//! Packages: dpkg's status file, read without running anything.
+//!
+//! ```text
+//! Package: htop            paragraphs of `Field: value`, apart by an empty line;
+//! Status: install ok installed          a line that starts with a blank continues the one above
+//! Architecture: amd64
+//! Version: 3.2.2-2
+//! ```
+//!
+//! The format is that of Debian's policy manual, chapter 5 ("Control files and their fields").
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bedplate_model::name::shown;
+
+/// More packages than any system has: a bound for a stranger's database.
+const PACKAGES_MAX: usize = 1_000_000;
+
+/// An installed package.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Package {
+    /// Its name; dpkg may list several architectures of one package side by side.
+    pub name: String,
+    /// Its architecture.
+    pub architecture: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// What happened to a package between two images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PackageChange {
+    /// It is new.
+    Added {
+        /// The package's name.
+        name: String,
+        /// Its version.
+        version: String,
+    },
+    /// It is gone.
+    Removed {
+        /// The package's name.
+        name: String,
+        /// The version that was there.
+        version: String,
+    },
+    /// It has another version.
+    Changed {
+        /// The package's name.
+        name: String,
+        /// The version before.
+        from: String,
+        /// The version now.
+        to: String,
+    },
+}
+
+impl fmt::Display for PackageChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Added { name, version } => write!(f, "+ {name} {version}"),
+            Self::Removed { name, version } => write!(f, "- {name} {version}"),
+            Self::Changed { name, from, to } => write!(f, "~ {name} {from} → {to}"),
+        }
+    }
+}
+
+/// Why a text is not dpkg's status file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParsePackagesError {
+    /// A line is neither `Field: value` nor a continuation.
+    #[error("line {line} is no field: `{text}`")]
+    Line {
+        /// Its number, from 1.
+        line: usize,
+        /// Its text, shortened.
+        text: String,
+    },
+    /// A paragraph of an installed package lacks a field.
+    #[error("the paragraph that ends at line {line} has no field `{field}`")]
+    Field {
+        /// The last line of the paragraph.
+        line: usize,
+        /// The field.
+        field: &'static str,
+    },
+    /// There are more packages than can be.
+    #[error("there are more than {PACKAGES_MAX} packages")]
+    TooMany,
+}
+
+/// Reads dpkg's status file: the packages that are installed, in the order of their names.
+pub fn parse_dpkg_status(bytes: &[u8]) -> Result<Vec<Package>, ParsePackagesError> {
+    let mut packages = Vec::new();
+    let mut paragraph = Paragraph::default();
+    for (index, text) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        let line = index + 1;
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        match text {
+            [] => paragraph.finish(index, &mut packages)?,
+            // Continuations belong to fields that are of no interest here.
+            [b' ' | b'\t', ..] => {}
+            _ => paragraph.field(line, text)?,
+        }
+    }
+    paragraph.finish(bytes.len(), &mut packages)?;
+    packages.sort();
+    Ok(packages)
+}
+
+/// The fields of a paragraph that matter.
+#[derive(Default)]
+struct Paragraph {
+    package: Option<String>,
+    status: Option<String>,
+    architecture: Option<String>,
+    version: Option<String>,
+}
+
+impl Paragraph {
+    fn field(&mut self, line: usize, text: &[u8]) -> Result<(), ParsePackagesError> {
+        let Some(colon) = text.iter().position(|byte| *byte == b':') else {
+            let text = shown(text).chars().take(80).collect();
+            return Err(ParsePackagesError::Line { line, text });
+        };
+        let (name, value) = text.split_at(colon);
+        let place = match &name.to_ascii_lowercase()[..] {
+            b"package" => &mut self.package,
+            b"status" => &mut self.status,
+            b"architecture" => &mut self.architecture,
+            b"version" => &mut self.version,
+            _ => return Ok(()),
+        };
+        // Names and versions go to terminals: they are made printable here, once.
+        *place = Some(shown(value[1..].trim_ascii()).chars().take(256).collect());
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        line: usize,
+        packages: &mut Vec<Package>,
+    ) -> Result<(), ParsePackagesError> {
+        let Self {
+            package,
+            status,
+            architecture,
+            version,
+        } = std::mem::take(self);
+        let installed = status
+            .as_deref()
+            .is_some_and(|status| status.split_ascii_whitespace().nth(2) == Some("installed"));
+        if !installed {
+            return Ok(()); // removed with its configuration kept, or an empty paragraph
+        }
+        let missing = |field| ParsePackagesError::Field { line, field };
+        if packages.len() >= PACKAGES_MAX {
+            return Err(ParsePackagesError::TooMany);
+        }
+        packages.push(Package {
+            name: package.ok_or_else(|| missing("Package"))?,
+            architecture: architecture.unwrap_or_default(),
+            version: version.ok_or_else(|| missing("Version"))?,
+        });
+        Ok(())
+    }
+}
+
+/// Compares two lists of packages; changes come in the order of the names.
+pub(crate) fn changes(from: &[Package], to: &[Package]) -> Vec<PackageChange> {
+    let (from, to) = (by_name(from), by_name(to));
+    let names: std::collections::BTreeSet<&String> = from.keys().chain(to.keys()).collect();
+    names
+        .into_iter()
+        .filter_map(|name| match (from.get(name), to.get(name)) {
+            (Some(from), Some(to)) => (from != to).then(|| PackageChange::Changed {
+                name: name.clone(),
+                from: (*from).to_owned(),
+                to: (*to).to_owned(),
+            }),
+            (Some(version), None) => Some(PackageChange::Removed {
+                name: name.clone(),
+                version: (*version).to_owned(),
+            }),
+            (None, Some(version)) => Some(PackageChange::Added {
+                name: name.clone(),
+                version: (*version).to_owned(),
+            }),
+            (None, None) => None,
+        })
+        .collect()
+}
+
+/// Keys packages by name, with the architecture where a name alone is not enough.
+fn by_name(packages: &[Package]) -> BTreeMap<String, &str> {
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    for package in packages {
+        *counts.entry(&package.name).or_default() += 1;
+    }
+    packages
+        .iter()
+        .map(|package| {
+            let key = if counts[package.name.as_str()] > 1 {
+                format!("{}:{}", package.name, package.architecture)
+            } else {
+                package.name.clone()
+            };
+            (key, package.version.as_str())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STATUS: &str = "\
+Package: htop
+Status: install ok installed
+Architecture: amd64
+Version: 3.2.2-2
+Description: interactive processes viewer
+ Package: not a field, but a continuation
+
+Package: gone
+Status: deinstall ok config-files
+Version: 1
+
+Package: libc6
+Status: install ok installed
+Architecture: amd64
+Version: 2.36-9
+
+Package: libc6
+Status: install ok installed
+Architecture: i386
+Version: 2.36-9
+";
+
+    #[test]
+    fn installed_packages_are_found_and_compared() {
+        let old = parse_dpkg_status(STATUS.as_bytes()).unwrap();
+        assert_eq!(old.len(), 3);
+        let new = STATUS.replace("3.2.2-2", "3.3.0-1").replace(
+            "Package: gone\nStatus: deinstall ok config-files",
+            "Package: jq\nStatus: install ok installed",
+        );
+        let new = parse_dpkg_status(new.as_bytes()).unwrap();
+        let texts: Vec<String> = changes(&old, &new)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(texts, ["~ htop 3.2.2-2 → 3.3.0-1", "+ jq 1"]);
+        let texts: Vec<String> = changes(&new, &old)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(texts, ["~ htop 3.3.0-1 → 3.2.2-2", "- jq 1"]);
+        let one = &old[..2];
+        assert_eq!(changes(one, one), []);
+    }
+
+    #[test]
+    fn what_is_no_status_file_is_refused_with_the_line() {
+        assert_eq!(
+            parse_dpkg_status(b"Package: a\n\x1b[31m\n"),
+            Err(ParsePackagesError::Line {
+                line: 2,
+                text: "\\u{1b}[31m".to_owned()
+            })
+        );
+        assert!(matches!(
+            parse_dpkg_status(b"Status: install ok installed\n"),
+            Err(ParsePackagesError::Field {
+                field: "Package",
+                ..
+            })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_dpkg_status(&bytes);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What an administrator wants to know first: packages, kernels, sizes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bedplate_model::{Content, FileContent, NodeId, Tree, TreePath, layout};
+
+use super::packages::{self as dpkg, Package, PackageChange, ParsePackagesError};
+use crate::store::{ReadStoreError, Store};
+
+/// Where dpkg's database lies: where `build` moves it, and where Debian has it.
+const STATUS_FILES: [&str; 2] = ["usr/lib/sysimage/dpkg/status", "var/lib/dpkg/status"];
+/// More bytes than any status file has (a full desktop's has 6 MB).
+const STATUS_MAX: u64 = 64 * 1024 * 1024;
+
+/// The differences between two images, in short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Changes of packages; `None` where one of the two has no database that we know.
+    pub packages: Option<Vec<PackageChange>>,
+    /// Changes of kernels.
+    pub kernels: KernelChanges,
+    /// The bytes of all files of each, hard links counted once.
+    pub bytes: (u64, u64),
+    /// The bytes of contents that the second has and the first has not: what an upgrade has to fetch
+    /// at most.
+    pub new_bytes: u64,
+    /// How many paths were added, removed and changed.
+    pub paths: PathCounts,
+}
+
+/// Kernel releases that came and went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelChanges {
+    /// In the second alone.
+    pub added: Vec<String>,
+    /// In the first alone.
+    pub removed: Vec<String>,
+    /// In both.
+    pub kept: Vec<String>,
+}
+
+/// Numbers of paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathCounts {
+    /// Paths that are new.
+    pub added: u64,
+    /// Paths that are gone.
+    pub removed: u64,
+    /// Paths that differ.
+    pub changed: u64,
+}
+
+/// Why images could not be summed up.
+#[derive(Debug, thiserror::Error)]
+pub enum SummaryError {
+    /// The database of packages could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Its path in the image.
+        path: TreePath,
+        /// Why not.
+        source: ReadStoreError,
+    },
+    /// The database of packages is not what it should be.
+    #[error("{path} is no database of packages")]
+    Parse {
+        /// Its path in the image.
+        path: TreePath,
+        /// What is wrong with it.
+        source: ParsePackagesError,
+    },
+}
+
+/// Sums up what differs between two trees whose contents are in the store.
+pub fn summary(store: &Store, from: &Tree, to: &Tree) -> Result<Summary, SummaryError> {
+    let packages = match (packages(store, from)?, packages(store, to)?) {
+        (Some(from), Some(to)) => Some(dpkg::changes(&from, &to)),
+        _ => None,
+    };
+    let (olds, news) = (kernels(from), kernels(to));
+    let list = |set: BTreeSet<&String>| set.into_iter().cloned().collect();
+    let (old_contents, new_contents) = (contents(from), contents(to));
+    let mut paths = PathCounts::default();
+    for change in super::diff(from, to) {
+        match change.kind {
+            super::ChangeKind::Added => paths.added += 1,
+            super::ChangeKind::Removed => paths.removed += 1,
+            super::ChangeKind::Changed(_) => paths.changed += 1,
+        }
+    }
+    Ok(Summary {
+        packages,
+        kernels: KernelChanges {
+            added: list(news.difference(&olds).collect()),
+            removed: list(olds.difference(&news).collect()),
+            kept: list(olds.intersection(&news).collect()),
+        },
+        bytes: (bytes(from), bytes(to)),
+        new_bytes: new_contents
+            .iter()
+            .filter(|(id, _)| !old_contents.contains_key(id))
+            .fold(0, |sum: u64, (_, size)| sum.saturating_add(*size)),
+        paths,
+    })
+}
+
+/// Reads the packages of an image, or returns `None` where it has no database that we know.
+pub fn packages(store: &Store, tree: &Tree) -> Result<Option<Vec<Package>>, SummaryError> {
+    for file in STATUS_FILES {
+        let Ok(path) = TreePath::try_from(file) else {
+            continue; // the paths above are good ones
+        };
+        let Some(Content::File(content)) = tree.lookup(&path).map(|id| &tree.node(id).content)
+        else {
+            continue;
+        };
+        let bytes = match store.read_small(content, STATUS_MAX) {
+            Ok(bytes) => bytes,
+            Err(source) => return Err(SummaryError::Read { path, source }),
+        };
+        return match dpkg::parse_dpkg_status(&bytes) {
+            Ok(packages) => Ok(Some(packages)),
+            Err(source) => Err(SummaryError::Parse { path, source }),
+        };
+    }
+    Ok(None)
+}
+
+/// Lists the kernel releases of an image: the directories below `/usr/lib/modules` with a kernel or a
+/// list of modules in them.
+pub fn kernels(tree: &Tree) -> BTreeSet<String> {
+    let modules = TreePath::try_from(layout::MODULES)
+        .ok()
+        .and_then(|path| tree.lookup(&path));
+    let releases = modules
+        .and_then(|id| tree.entries(id))
+        .into_iter()
+        .flatten();
+    releases
+        .filter(|(_, id)| {
+            [layout::VMLINUZ.as_bytes(), b"modules.dep", b"kernel"]
+                .into_iter()
+                .any(|name| tree.child(**id, name).is_some())
+        })
+        .map(|(name, _)| name.to_string())
+        .collect()
+}
+
+/// The bytes of all files, hard links counted once.
+fn bytes(tree: &Tree) -> u64 {
+    let mut seen = BTreeSet::<NodeId>::new();
+    tree.walk()
+        .filter(|(_, id)| seen.insert(*id))
+        .fold(0, |sum, (_, id)| match &tree.node(id).content {
+            Content::File(content) => sum.saturating_add(content.size()),
+            _ => sum,
+        })
+}
+
+/// The size of each object of a tree.
+fn contents(tree: &Tree) -> BTreeMap<bedplate_model::ObjectId, u64> {
+    tree.walk()
+        .filter_map(|(_, id)| match &tree.node(id).content {
+            Content::File(FileContent::Object { id, size }) => Some((*id, *size)),
+            _ => None,
+        })
+        .collect()
+}
