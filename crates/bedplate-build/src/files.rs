@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bedplate_model::os_release::{self, OsRelease};
 use bedplate_model::{Content, FileContent, Tree, TreePath};
+use bedplate_store::Store;
 
 /// Gives the bytes of a tree's regular files.
 pub trait Files {
@@ -44,6 +45,31 @@ impl Files for DirectoryFiles {
             .take(max.saturating_add(1))
             .read_to_end(&mut bytes)?;
         check_size(bytes.len() as u64, max)?;
+        Ok(bytes)
+    }
+}
+
+/// The files of an image in a store.
+#[derive(Debug)]
+pub struct StoreFiles<'a> {
+    store: &'a Store,
+}
+
+impl<'a> StoreFiles<'a> {
+    /// Makes the files of images in `store`.
+    pub fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Files for StoreFiles<'_> {
+    fn read(&self, _path: &TreePath, content: &FileContent, max: u64) -> io::Result<Vec<u8>> {
+        check_size(content.size(), max)?;
+        let mut bytes = Vec::new();
+        self.store
+            .read_content(content)
+            .map_err(io::Error::other)?
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 }

@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use bedplate_model::{Content, NodeId, Tree, TreePath, os_release};
+use bedplate_model::{Content, NodeId, Tree, TreePath, layout, os_release};
 
 use crate::edit::resolve;
 use crate::files::Files;
@@ -278,22 +278,13 @@ fn init(looked: &Looked<'_>) -> Vec<String> {
     }
 }
 
-/// Where distributions put systemd-boot, by the machine's architecture.
-pub const BOOT_LOADERS: [&str; 2] = [
-    "usr/lib/systemd/boot/efi/systemd-bootx64.efi",
-    "usr/lib/systemd/boot/efi/systemd-bootaa64.efi",
-];
-
 fn boot_loader(looked: &Looked<'_>) -> Vec<String> {
-    if BOOT_LOADERS
-        .iter()
-        .any(|path| resolve(looked.tree, path).is_some())
-    {
+    if resolve(looked.tree, layout::SYSTEMD_BOOT).is_some() {
         Vec::new()
     } else {
         vec![format!(
             "/{} is missing; install systemd-boot (Debian: systemd-boot-efi)",
-            BOOT_LOADERS[0]
+            layout::SYSTEMD_BOOT
         )]
     }
 }

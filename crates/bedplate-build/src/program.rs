@@ -12,11 +12,6 @@ use bedplate_model::layout;
 
 use crate::edit::{EditError, Editor};
 
-/// Where the early-boot program lies in an image.
-pub const INIT: &str = "usr/lib/bedplate/bedplate-init";
-/// Where the program lies in an image.
-pub const PROGRAM: &str = "usr/bin/bedplate";
-
 const UNITS: &str = "usr/lib/systemd/system";
 
 /// The units that come with the program: name and text.
@@ -40,8 +35,8 @@ const MASKED: &str = "systemd-bless-boot.service";
 
 /// Adds the program, the early-boot program and the units.
 pub fn add(editor: &mut Editor<'_>, program: &[u8], init: &[u8]) -> Result<(), EditError> {
-    editor.file(PROGRAM, 0o755, program)?;
-    editor.file(INIT, 0o755, init)?;
+    editor.file(layout::PROGRAM, 0o755, program)?;
+    editor.file(layout::INIT, 0o755, init)?;
     for (name, text) in OUR_UNITS {
         editor.file(&format!("{UNITS}/{name}"), 0o644, text.as_bytes())?;
         for (target, kind) in installs(text) {
@@ -63,6 +58,25 @@ pub fn add_initramfs(
 ) -> Result<(), EditError> {
     let path = format!("{}/{release}/{}", layout::MODULES, layout::INITRAMFS);
     editor.file(&path, 0o600, initramfs)?;
+    Ok(())
+}
+
+/// Adds kernel arguments, as a file of the image.
+pub fn add_kargs(editor: &mut Editor<'_>, kargs: &[String]) -> Result<(), EditError> {
+    if kargs.is_empty() {
+        return Ok(());
+    }
+    // No argument has control characters, so these two are all that TOML wants escaped.
+    let list = kargs
+        .iter()
+        .map(|argument| {
+            let escaped = argument.replace('\\', "\\\\").replace('"', "\\\"");
+            format!("\"{escaped}\"")
+        })
+        .collect::<Vec<_>>()
+        .join(", ");
+    let path = format!("{}/50-build.toml", bedplate_boot::kargs::DIRECTORIES[1]);
+    editor.file(&path, 0o644, format!("kargs = [{list}]\n").as_bytes())?;
     Ok(())
 }
 
@@ -97,7 +111,7 @@ mod tests {
         let mut editor = Editor::new(&mut tree, Timestamp::default(), &inline);
         add(&mut editor, b"program", b"init").unwrap();
         add_initramfs(&mut editor, "6.1", b"cpio").unwrap();
-        assert_eq!(text(&tree, PROGRAM).as_deref(), Some("program"));
+        assert_eq!(text(&tree, layout::PROGRAM).as_deref(), Some("program"));
         assert_eq!(
             text(&tree, "usr/lib/modules/6.1/initramfs.img").as_deref(),
             Some("cpio")
@@ -116,5 +130,15 @@ mod tests {
         }
         let masked = format!("{UNITS}/systemd-bless-boot.service");
         assert_eq!(target(&tree, &masked).as_deref(), Some("/dev/null"));
+    }
+
+    #[test]
+    fn kernel_arguments_read_back_as_they_were_given() {
+        let mut tree = tree(&[]);
+        let mut editor = Editor::new(&mut tree, Timestamp::default(), &inline);
+        let kargs = ["console=ttyS0", "dyndbg=\"file a\\b +p\""].map(str::to_owned);
+        add_kargs(&mut editor, &kargs).unwrap();
+        let text = text(&tree, "usr/lib/bedplate/kargs.d/50-build.toml").unwrap();
+        assert_eq!(bedplate_boot::kargs::parse(&text).unwrap().kargs, kargs);
     }
 }

@@ -36,3 +36,9 @@ pub const MODULES: &str = "usr/lib/modules";
 pub const VMLINUZ: &str = "vmlinuz";
 /// The initramfs, below its modules directory.
 pub const INITRAMFS: &str = "initramfs.img";
+/// systemd-boot, below an image's root.
+pub const SYSTEMD_BOOT: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+/// The early-boot program that `build` put into an image, below its root.
+pub const INIT: &str = "usr/lib/bedplate/bedplate-init";
+/// The program itself, below an image's root.
+pub const PROGRAM: &str = "usr/bin/bedplate";

@@ -1,0 +1,168 @@
+//! What a machine needs of an image to boot it.
+//!
+//! ```text
+//! /usr/lib/modules/<release>/{vmlinuz, initramfs.img}      both, in exactly one release
+//! /usr/lib/systemd/boot/efi/systemd-bootx64.efi            for install
+//! /usr/lib/{bootc,bedplate}/kargs.d/*.toml                 arguments
+//! os-release                                               title and version
+//! ```
+//!
+//! Invariant: every byte was checked against the image's digests before it is given out: what lies on
+//! a boot partition is checked by nobody later.
+
+use bedplate_boot::kargs::{self, ImageKargsError};
+use bedplate_model::os_release::{self, OsRelease};
+use bedplate_model::{Content, FileContent, NodeId, Sha256, Tree, TreePath, layout};
+use bedplate_store::{ReadStoreError, Store};
+use sha2::Digest as _;
+
+/// The most bytes of a kernel, initramfs or loader: more would fill a boot partition.
+const BOOT_FILE_MAX: u64 = 512 << 20;
+
+/// The architecture of kernel arguments that are for one alone, as Rust names it.
+const ARCHITECTURE: &str = std::env::consts::ARCH;
+
+/// One file for the boot partition.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BootFile {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Their SHA-256: what the file is named by.
+    pub sha256: Sha256,
+}
+
+impl std::fmt::Debug for BootFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({} bytes)", self.sha256, self.bytes.len())
+    }
+}
+
+/// What a machine needs of an image to boot it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bootable {
+    /// The kernel's release.
+    pub release: String,
+    /// The kernel.
+    pub vmlinuz: BootFile,
+    /// The initramfs.
+    pub initramfs: BootFile,
+    /// systemd-boot, where the image has it.
+    pub loader: Option<BootFile>,
+    /// What a boot menu calls the system.
+    pub title: String,
+    /// The version that the image says of itself.
+    pub version: Option<String>,
+    /// The kernel arguments that the image brings.
+    pub kargs: Vec<String>,
+}
+
+impl Bootable {
+    /// Reads what boots an image.
+    pub fn read(store: &Store, tree: &Tree) -> Result<Self, BootableError> {
+        let release = release(tree)?;
+        let home = format!("{}/{release}", layout::MODULES);
+        let file = |path: &str| -> Result<Option<BootFile>, BootableError> {
+            match content(tree, path) {
+                Some(content) => boot_file(store, path, content).map(Some),
+                None => Ok(None),
+            }
+        };
+        let needed = |name: &str| {
+            let path = format!("{home}/{name}");
+            file(&path)?.ok_or(BootableError::Missing { path })
+        };
+        let says = os_release(store, tree);
+        Ok(Self {
+            vmlinuz: needed(layout::VMLINUZ)?,
+            initramfs: needed(layout::INITRAMFS)?,
+            loader: file(layout::SYSTEMD_BOOT)?,
+            title: says.title().to_owned(),
+            version: says.version().map(str::to_owned),
+            kargs: kargs::of_image(tree, ARCHITECTURE, &mut |_, content| {
+                store
+                    .read_small(content, kargs::FILE_MAX)
+                    .map_err(std::io::Error::other)
+            })?,
+            release,
+        })
+    }
+}
+
+/// Reads what an image says about itself; one that says nothing is a Linux without a version.
+fn os_release(store: &Store, tree: &Tree) -> OsRelease {
+    os_release::PATHS
+        .iter()
+        .filter_map(|path| content(tree, path))
+        .find_map(|content| store.read_small(content, os_release::SIZE_MAX).ok())
+        .map(|bytes| OsRelease::parse(&bytes))
+        .unwrap_or_default()
+}
+
+/// Finds the one release that has a kernel.
+fn release(tree: &Tree) -> Result<String, BootableError> {
+    let names: Vec<String> = lookup(tree, layout::MODULES)
+        .and_then(|id| tree.entries(id))
+        .into_iter()
+        .flatten()
+        .filter(|(_, id)| tree.child(**id, layout::VMLINUZ.as_bytes()).is_some())
+        .map(|(name, _)| name.to_string())
+        .collect();
+    match <[String; 1]>::try_from(names) {
+        Ok([name]) => Ok(name),
+        Err(names) if names.is_empty() => Err(BootableError::NoKernel),
+        Err(names) => Err(BootableError::Kernels { releases: names }),
+    }
+}
+
+fn lookup(tree: &Tree, path: &str) -> Option<NodeId> {
+    tree.lookup(&TreePath::try_from(path).ok()?)
+}
+
+fn content<'a>(tree: &'a Tree, path: &str) -> Option<&'a FileContent> {
+    match &tree.node(lookup(tree, path)?).content {
+        Content::File(content) => Some(content),
+        _ => None,
+    }
+}
+
+fn boot_file(store: &Store, path: &str, content: &FileContent) -> Result<BootFile, BootableError> {
+    let bytes = store
+        .read_small(content, BOOT_FILE_MAX)
+        .map_err(|source| BootableError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+    let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
+    Ok(BootFile { bytes, sha256 })
+}
+
+/// Why an image cannot be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum BootableError {
+    /// No kernel.
+    #[error("the image has no kernel below /usr/lib/modules")]
+    NoKernel,
+    /// More than one kernel.
+    #[error("the image has more than one kernel: {}", releases.join(", "))]
+    Kernels {
+        /// Their releases.
+        releases: Vec<String>,
+    },
+    /// A file is missing.
+    #[error("the image has no /{path}; `bedplate build` makes images that have it")]
+    Missing {
+        /// The file.
+        path: String,
+    },
+    /// A file could not be read.
+    #[error("cannot read the image's /{path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: ReadStoreError,
+    },
+    /// The kernel arguments are wrong.
+    #[error(transparent)]
+    Kargs(#[from] ImageKargsError),
+}
