@@ -1,1 +1,363 @@
-//! To be written.
+//! Mounting: an image as a root file system, and the ordinary steps around it.
+//!
+//! ```text
+//! image file ─→ EROFS (from the file itself, 6.12, or by a loop device)  ┐
+//! objects/   ─→ a data-only layer (6.5), or an ordinary one below it     ┴→ overlay, read-only → `at`
+//! ```
+//!
+//! What the kernel can do is found out by trying, the newest way first, never by its version: kernels
+//! of distributions carry changes of later ones.
+//!
+//! Invariant: with [`Verity::Require`], either overlayfs itself compares every object with the digest
+//! that the image names, or nothing is mounted.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+};
+
+use crate::loopdev;
+
+/// Whether overlayfs must find each object sealed with the digest that the image names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verity {
+    /// It must, and a kernel that cannot is an error.
+    Require,
+    /// It need not: the caller has checked otherwise, or permits unsealed objects.
+    Off,
+}
+
+/// How an image is mounted.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageMount {
+    /// Whether objects must be sealed.
+    pub verity: Verity,
+}
+
+/// What the kernel could do for a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MountFeatures {
+    /// EROFS was mounted from its file; otherwise a loop device is between.
+    pub erofs_file: bool,
+    /// The objects are a data-only layer; otherwise they are an ordinary one, hidden by whiteouts.
+    pub data_only: bool,
+    /// overlayfs compares objects with their digests.
+    pub overlay_verity: bool,
+}
+
+/// Mounts an image over its objects at a directory, read-only.
+///
+/// `image` must be open for reading. Uses `at` for the EROFS in between as well, for a moment, since
+/// overlayfs takes no layer from a mount that is nowhere (before 6.15).
+pub fn mount_image(
+    image: &File,
+    objects: &Path,
+    at: &Path,
+    how: &ImageMount,
+) -> Result<MountFeatures, MountImageError> {
+    let (erofs, erofs_file) = open_erofs(image)?;
+    attach(&erofs, at).map_err(|source| MountImageError::Attach {
+        at: at.into(),
+        source,
+    })?;
+    let overlay = open_overlay(objects, at, how.verity);
+    // The overlay holds the EROFS by itself from here on, and a failure must leave nothing behind.
+    let detached = unmount(at, Unmount::Lazily);
+    let (overlay, data_only, overlay_verity) = overlay?;
+    detached
+        .and_then(|()| attach(&overlay, at))
+        .map_err(|source| MountImageError::Attach {
+            at: at.into(),
+            source,
+        })?;
+    Ok(MountFeatures {
+        erofs_file,
+        data_only,
+        overlay_verity,
+    })
+}
+
+/// Why an image could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountImageError {
+    /// The kernel has no EROFS, or the image is none.
+    #[error("cannot mount the image as EROFS")]
+    Erofs(#[source] io::Error),
+    /// No loop device for a kernel that needs one.
+    #[error("cannot set up a loop device for the image")]
+    Loop(#[source] io::Error),
+    /// The directory of objects cannot be opened.
+    #[error("cannot open the objects at {path}")]
+    Objects {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel's overlayfs cannot compare objects with digests.
+    #[error("the kernel's overlayfs has no `verity=require`")]
+    NoVerity,
+    /// overlayfs refused every way of stacking.
+    #[error("cannot mount the overlay of image and objects")]
+    Overlay(#[source] io::Error),
+    /// The mount could not be put where it belongs.
+    #[error("cannot mount at {at}")]
+    Attach {
+        /// The place.
+        at: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn open_erofs(image: &File) -> Result<(OwnedFd, bool), MountImageError> {
+    let by_file = new_mount("erofs", &fd_path(image), &[]);
+    match by_file {
+        Ok(mount) => return Ok((mount, true)),
+        // What a kernel says that wants a block device.
+        Err(Errno::NOTBLK) => {}
+        Err(error) => return Err(MountImageError::Erofs(error.into())),
+    }
+    let device = loopdev::attach_read_only(image).map_err(MountImageError::Loop)?;
+    // The device frees itself when the last mount of it goes, so the handle may go now.
+    let mount = new_mount("erofs", device.path(), &[])
+        .map_err(|error| MountImageError::Erofs(error.into()))?;
+    Ok((mount, false))
+}
+
+/// One way to tell overlayfs about its two layers.
+#[derive(Clone, Copy)]
+enum Stacking {
+    /// One option for each layer (6.7).
+    Separate,
+    /// Both in `lowerdir`, with `::` before the data-only one (6.5).
+    DataOnly,
+    /// Both in `lowerdir` as ordinary layers.
+    Ordinary,
+}
+
+fn open_overlay(
+    objects: &Path,
+    erofs: &Path,
+    verity: Verity,
+) -> Result<(OwnedFd, bool, bool), MountImageError> {
+    let opened = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty())
+    };
+    let objects = opened(objects).map_err(|error| MountImageError::Objects {
+        path: objects.into(),
+        source: error.into(),
+    })?;
+    let erofs = opened(erofs).map_err(|error| MountImageError::Overlay(error.into()))?;
+    // Paths by number: overlayfs would take colons and commas of real ones for its own.
+    let (erofs, objects) = (fd_path(&erofs), fd_path_of(&objects));
+    let attempt = |stacking: Stacking, with_verity: bool| {
+        let both = |between: &str| format!("{}{between}{objects}", erofs.display());
+        let mut options = vec![("metacopy", "on".to_owned()), ("redirect_dir", "on".into())];
+        match stacking {
+            Stacking::Separate => {
+                options.push(("lowerdir+", erofs.display().to_string()));
+                options.push(("datadir+", objects.clone()));
+            }
+            Stacking::DataOnly => options.push(("lowerdir", both("::"))),
+            Stacking::Ordinary => options.push(("lowerdir", both(":"))),
+        }
+        if with_verity {
+            options.push(("verity", "require".into()));
+        }
+        new_mount("overlay", Path::new("bedplate"), &options)
+    };
+    let with_verity = verity == Verity::Require;
+    let mut refused = Errno::INVAL;
+    for stacking in [Stacking::Separate, Stacking::DataOnly, Stacking::Ordinary] {
+        let data_only = !matches!(stacking, Stacking::Ordinary);
+        // `verity=` came after data-only layers: no kernel has it without them.
+        if with_verity && !data_only {
+            return Err(MountImageError::NoVerity);
+        }
+        match attempt(stacking, with_verity) {
+            Ok(mount) => return Ok((mount, data_only, with_verity)),
+            // An option or a form that this kernel does not know: the next older one. Kernels before
+            // 6.5 look for a layer without a name, and do not find it.
+            Err(error @ (Errno::INVAL | Errno::NOENT | Errno::OPNOTSUPP)) => refused = error,
+            Err(error) => return Err(MountImageError::Overlay(error.into())),
+        }
+    }
+    Err(MountImageError::Overlay(refused.into()))
+}
+
+/// Mounts a file system that needs nothing but its type, source and options, at a directory.
+pub fn mount_filesystem(
+    kind: &str,
+    source: &Path,
+    at: &Path,
+    options: &str,
+    access: Access,
+) -> io::Result<()> {
+    let flags = match access {
+        Access::ReadOnly => MountFlags::RDONLY,
+        Access::ReadWrite => MountFlags::empty(),
+    };
+    let options = std::ffi::CString::new(options)?;
+    Ok(rustix::mount::mount(source, at, kind, flags, &*options)?)
+}
+
+/// Whether a mount may be written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It may not.
+    ReadOnly,
+    /// It may.
+    ReadWrite,
+}
+
+/// Shows a directory at a second place.
+pub fn bind(from: &Path, at: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_bind(from, at)?)
+}
+
+/// Makes the mount at a directory read-only or writable, there alone: the file system below stays as
+/// it is, and so do the mount's other flags.
+pub fn set_access(at: &Path, access: Access) -> io::Result<()> {
+    let now = rustix::fs::statvfs(at)?.f_flag;
+    let mut flags = MountFlags::BIND;
+    for (set, flag) in [
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ] {
+        if now.contains(set) {
+            flags |= flag;
+        }
+    }
+    if access == Access::ReadOnly {
+        flags |= MountFlags::RDONLY;
+    }
+    Ok(rustix::mount::mount_remount(at, flags, "")?)
+}
+
+/// Makes a whole file system writable again, or read-only, wherever it is mounted.
+pub fn set_filesystem_access(at: &Path, access: Access) -> io::Result<()> {
+    let flags = match access {
+        Access::ReadOnly => MountFlags::RDONLY,
+        Access::ReadWrite => MountFlags::empty(),
+    };
+    Ok(rustix::mount::mount_remount(at, flags, "")?)
+}
+
+/// Moves a mount, with what is mounted below it.
+pub fn move_to(from: &Path, at: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_move(from, at)?)
+}
+
+/// When an unmounted file system goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmount {
+    /// At once: an error while somebody uses it.
+    Now,
+    /// Out of sight at once, and for good when nobody uses it any more.
+    Lazily,
+}
+
+/// Takes the topmost mount at a directory away.
+pub fn unmount(at: &Path, when: Unmount) -> io::Result<()> {
+    let flags = match when {
+        Unmount::Now => UnmountFlags::NOFOLLOW,
+        Unmount::Lazily => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+    };
+    Ok(rustix::mount::unmount(at, flags)?)
+}
+
+/// Makes a mount that is nowhere yet.
+fn new_mount(kind: &str, source: &Path, options: &[(&str, String)]) -> Result<OwnedFd, Errno> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), "source", source)?;
+    rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
+    for (key, value) in options {
+        rustix::mount::fsconfig_set_string(context.as_fd(), *key, value.as_str())?;
+    }
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    rustix::mount::fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )
+}
+
+fn attach(mount: &OwnedFd, at: &Path) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(mount, "", CWD, at, flags)?)
+}
+
+fn fd_path(file: &impl std::os::fd::AsFd) -> PathBuf {
+    fd_path_of(file).into()
+}
+
+fn fd_path_of(file: &impl std::os::fd::AsFd) -> String {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::namespace;
+
+    /// Runs in a thread with mounts of its own, where the test may mount at all.
+    fn with_private_mounts(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(move || match namespace::enter_private_mounts() {
+            Ok(()) => test(),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}"),
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_bind_is_made_read_only_alone_and_writable_again() {
+        with_private_mounts(|| {
+            let directory = tempfile::tempdir().unwrap();
+            let [real, shown] = ["real", "shown"].map(|name| directory.path().join(name));
+            std::fs::create_dir(&real).unwrap();
+            std::fs::create_dir(&shown).unwrap();
+            bind(&real, &shown).unwrap();
+            set_access(&shown, Access::ReadOnly).unwrap();
+            let error = std::fs::write(shown.join("x"), "").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+            std::fs::write(real.join("x"), "").unwrap();
+            set_access(&shown, Access::ReadWrite).unwrap();
+            std::fs::write(shown.join("y"), "").unwrap();
+            unmount(&shown, Unmount::Now).unwrap();
+            assert!(!shown.join("y").exists() && real.join("y").exists());
+        });
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_and_nothing_stays_mounted() {
+        with_private_mounts(|| {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("image");
+            let at = directory.path().join("at");
+            std::fs::create_dir(&at).unwrap();
+            std::fs::write(&file, vec![0; 8192]).unwrap();
+            let image = File::open(&file).unwrap();
+            let how = ImageMount {
+                verity: Verity::Off,
+            };
+            let error = mount_image(&image, directory.path(), &at, &how).unwrap_err();
+            assert!(
+                matches!(error, MountImageError::Erofs(_) | MountImageError::Loop(_)),
+                "{error}"
+            );
+            assert!(unmount(&at, Unmount::Now).is_err());
+        });
+    }
+}
