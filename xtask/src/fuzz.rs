@@ -79,9 +79,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     sample(&chosen, seed, seconds)
 }
 
-/// Every parser, a few seconds each.
-pub(crate) fn sample_all(seconds: u64) -> Result<()> {
-    sample(&PARSERS.iter().collect::<Vec<_>>(), 1, seconds)
+/// Every parser, some seconds each.
+pub(crate) fn sample_all(seed: u64, seconds: u64) -> Result<()> {
+    sample(&PARSERS.iter().collect::<Vec<_>>(), seed, seconds)
 }
 
 fn sample(chosen: &[&Parser], seed: u64, seconds: u64) -> Result<()> {

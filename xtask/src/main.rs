@@ -21,6 +21,7 @@
 
 mod apt_sources;
 mod bench;
+mod campaign;
 mod check;
 mod demo;
 mod fuzz;
@@ -48,6 +49,7 @@ Usage: cargo xtask VERB [ARGUMENTS]
   fuzz [PARSER…]     damaged input for every parser that strangers feed, for a bounded time
   vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
   vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
+  campaign NAME      long runs: fuzz, vm
   images             make the two Debian trees of the demo, and say where they are
 
 Every verb takes --help. Missing Debian packages are installed when this runs as root, and named otherwise.
@@ -78,6 +80,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         "test" => test::run(rest),
         "check" => check::run(rest),
         "bench" => bench::run(rest),
+        "campaign" => campaign::run(rest),
         "fuzz" => fuzz::run(rest),
         "vm" => vm::run(rest),
         "images" => images::run(rest),

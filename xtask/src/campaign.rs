@@ -1,0 +1,57 @@
+//! `cargo xtask campaign`: what takes too long for every change, and finds what single runs do not.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{fuzz, vm, wants_help};
+
+const HELP: &str = "\
+Usage: cargo xtask campaign NAME [MINUTES]
+
+  fuzz   every parser in turn, with a new seed each round
+  vm     the virtual machine smoke test again and again: finds what happens only sometimes
+
+Each goes on for MINUTES [default: 60] and ends at the first failure.
+";
+
+/// How long a parser is tried before the next one has its turn.
+const FUZZ_TURN: u64 = 30;
+
+/// `cargo xtask campaign`.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    if wants_help(arguments, HELP) {
+        return Ok(());
+    }
+    let (name, minutes) = match arguments {
+        [name] => (*name, 60),
+        [name, minutes] => {
+            let number = minutes
+                .parse()
+                .with_context(|| format!("`{minutes}` is no number"))?;
+            (*name, number)
+        }
+        _ => {
+            print!("{HELP}");
+            return Ok(());
+        }
+    };
+    let round: fn(u64) -> Result<()> = match name {
+        "fuzz" => |number| fuzz::sample_all(number, FUZZ_TURN),
+        "vm" => |_| vm::smoke(false),
+        unknown => bail!("there is no campaign `{unknown}`; see `cargo xtask campaign --help`"),
+    };
+    let started = Instant::now();
+    let limit = Duration::from_secs(minutes * 60);
+    let mut number: u64 = 0;
+    while started.elapsed() < limit {
+        number += 1;
+        println!(
+            "── round {number}, after {} min",
+            started.elapsed().as_secs() / 60
+        );
+        round(number).with_context(|| format!("round {number} of {name}"))?;
+    }
+    println!("{number} rounds passed");
+    Ok(())
+}
