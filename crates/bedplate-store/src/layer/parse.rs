@@ -1,0 +1,398 @@
+//! The one parser of tar streams: ustar, PAX and GNU headers become entries.
+//!
+//! ```text
+//! [x | L | K]* header │ body │ padding     … one member
+//! g                                        … defaults for the members after it
+//! two zero blocks, or the end              … anything after that is trailer
+//! ```
+//!
+//! A [`Feed`] gives the bytes: the tar itself, a stored table, or a table on its way out as a tar.
+//! Invariants: every byte but bodies passes through [`Feed::fill`], in order; where tools disagree
+//! about a stream's meaning, it is refused. (The crate `tar-core` was tried and does not fit: it drops
+//! the upper bits of base-256 numbers and ends a PAX header silently at the first malformed record.)
+
+use std::collections::BTreeMap;
+
+use bedplate_model::name::{NameError, shown};
+use bedplate_model::tree::SYMLINK_MAX;
+use bedplate_model::{FileContent, Metadata, Rdev, Timestamp, TreePath};
+
+use super::entry::{Entry, EntryKind};
+use super::error::LayerError;
+use super::{MAX_ENTRIES, pax};
+
+/// Tar's unit.
+pub(super) const BLOCK: usize = 512;
+/// The most bytes that the extension headers of one member, or all global defaults, may have.
+pub(super) const MAX_EXTENSION: u64 = 1 << 20;
+/// The longest path or link target, as Linux has it without the NUL.
+pub(super) const MAX_PATH: usize = 4095;
+
+/// Where a tar's bytes come from, bodies apart from all others.
+pub(super) trait Feed {
+    /// What is wrong with this feed, or with the tar.
+    type Error: From<LayerError>;
+
+    /// Fills the buffer with bytes that are no body; fewer only at the end of the stream.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Self::Error>;
+
+    /// Takes the body of the entry at `index`: `size` bytes, never 0.
+    fn body(&mut self, index: usize, path: &TreePath, size: u64) -> Result<(), Self::Error>;
+
+    /// Takes what stands after the end mark.
+    fn trailer(&mut self) -> Result<(), Self::Error>;
+
+    /// Returns how many bytes were taken so far, bodies included.
+    fn offset(&self) -> u64;
+}
+
+/// Reads all entries. Contents of files are empty in them: the feed knows the bodies.
+pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Vec<Entry>, F::Error> {
+    let mut entries = Vec::new();
+    let mut globals = Records::new();
+    while let Some(member) = next_member(feed, &mut globals)? {
+        if entries.len() >= MAX_ENTRIES {
+            return Err(LayerError::TooLarge {
+                offset: member.offset,
+                what: "members",
+                limit: MAX_ENTRIES as u64,
+            }
+            .into());
+        }
+        let (entry, size) = member.resolve(&globals)?;
+        if size > 0 {
+            feed.body(entries.len(), &entry.path, size)?;
+            let padding = (BLOCK - (size % BLOCK as u64) as usize) % BLOCK;
+            // Some writers leave out the padding of the last member.
+            feed.fill(&mut [0; BLOCK][..padding])?;
+        }
+        entries.push(entry);
+    }
+    feed.trailer()?;
+    Ok(entries)
+}
+
+type Records = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
+/// A header and the extensions before it.
+struct Member {
+    header: [u8; BLOCK],
+    offset: u64,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    pax: Option<Records>,
+}
+
+fn next_member<F: Feed>(feed: &mut F, globals: &mut Records) -> Result<Option<Member>, F::Error> {
+    let mut member = Member {
+        header: [0; BLOCK],
+        offset: 0,
+        long_name: None,
+        long_link: None,
+        pax: None,
+    };
+    let mut budget = MAX_EXTENSION;
+    loop {
+        let offset = feed.offset();
+        let count = feed.fill(&mut member.header)?;
+        let header = &member.header[..count];
+        if header.iter().all(|byte| *byte == 0) {
+            let extended =
+                member.pax.is_some() || member.long_name.is_some() || member.long_link.is_some();
+            if extended {
+                return Err(LayerError::Truncated { offset }.into());
+            }
+            let mut second = [0; BLOCK];
+            let count = if count == BLOCK {
+                feed.fill(&mut second)?
+            } else {
+                0
+            };
+            if second[..count].iter().any(|byte| *byte != 0) {
+                return Err(LayerError::Ambiguous {
+                    offset,
+                    what: "one zero block, and members after it",
+                }
+                .into());
+            }
+            return Ok(None);
+        }
+        if count < BLOCK {
+            return Err(LayerError::Truncated { offset }.into());
+        }
+        if !checksum_holds(&member.header) {
+            return Err(LayerError::Checksum { offset }.into());
+        }
+        let kind = member.header[156];
+        if !matches!(kind, b'x' | b'g' | b'L' | b'K') {
+            member.offset = offset;
+            return Ok(Some(member));
+        }
+        let data = extension(feed, &member.header, offset, &mut budget)?;
+        let duplicate = match kind {
+            b'x' => member.pax.replace(parse_records(&data, offset)?).is_some(),
+            b'L' => member
+                .long_name
+                .replace(until_nul(&data).to_vec())
+                .is_some(),
+            b'K' => member
+                .long_link
+                .replace(until_nul(&data).to_vec())
+                .is_some(),
+            _ => {
+                add_globals(globals, &data, offset)?;
+                false
+            }
+        };
+        if duplicate {
+            return Err(LayerError::Ambiguous {
+                offset,
+                what: "two extension headers of one kind before one member",
+            }
+            .into());
+        }
+    }
+}
+
+/// Reads the data of an extension header and its padding.
+fn extension<F: Feed>(
+    feed: &mut F,
+    header: &[u8; BLOCK],
+    offset: u64,
+    budget: &mut u64,
+) -> Result<Vec<u8>, F::Error> {
+    let size = header_size(header, offset)?;
+    *budget = budget
+        .checked_sub(size.saturating_add(BLOCK as u64))
+        .ok_or(LayerError::TooLarge {
+            offset,
+            what: "extension headers",
+            limit: MAX_EXTENSION,
+        })?;
+    let mut data = vec![0; (size as usize).next_multiple_of(BLOCK)];
+    if feed.fill(&mut data)? < data.len() {
+        return Err(LayerError::Truncated { offset }.into());
+    }
+    data.truncate(size as usize);
+    Ok(data)
+}
+
+fn parse_records(data: &[u8], offset: u64) -> Result<Records, LayerError> {
+    let records = pax::records(data).ok_or(LayerError::Pax { offset })?;
+    Ok(records
+        .into_iter()
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect())
+}
+
+/// Adds defaults for the members that follow; the last value of a key counts.
+fn add_globals(globals: &mut Records, data: &[u8], offset: u64) -> Result<(), LayerError> {
+    for (key, value) in parse_records(data, offset)? {
+        if matches!(&*key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.") {
+            return Err(LayerError::Ambiguous {
+                offset,
+                what: "a global PAX header that gives every member one path, target or size",
+            });
+        }
+        globals.insert(key, value);
+    }
+    let total: usize = globals
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if total as u64 > MAX_EXTENSION {
+        return Err(LayerError::TooLarge {
+            offset,
+            what: "global PAX headers",
+            limit: MAX_EXTENSION,
+        });
+    }
+    Ok(())
+}
+
+impl Member {
+    /// Applies header, GNU and PAX extensions in the order of their rank; returns the entry and the
+    /// length of its body.
+    fn resolve(self, globals: &Records) -> Result<(Entry, u64), LayerError> {
+        let offset = self.offset;
+        let number = |field| LayerError::Number { offset, field };
+        let empty = Records::new();
+        let local = self.pax.as_ref().unwrap_or(&empty);
+        // An empty value takes a key's earlier value back.
+        let value = |key: &[u8]| match local.get(key) {
+            Some(value) => Some(&**value).filter(|value| !value.is_empty()),
+            None => globals
+                .get(key)
+                .map(|value| &**value)
+                .filter(|value| !value.is_empty()),
+        };
+
+        let raw_path = match (value(b"path"), &self.long_name) {
+            (Some(path), _) => path.to_vec(),
+            (None, Some(name)) => name.clone(),
+            (None, None) => header_path(&self.header),
+        };
+        let path = parse_path(&raw_path, offset, "path")?;
+        let mut target = match (value(b"linkpath"), self.long_link) {
+            (Some(target), _) => target.to_vec(),
+            (None, Some(target)) => target,
+            (None, None) => until_nul(&self.header[157..257]).to_vec(),
+        };
+
+        let sparse = local.keys().any(|key| key.starts_with(b"GNU.sparse."));
+        let size = match value(b"size") {
+            Some(text) => pax::decimal(text).ok_or(number("size"))?,
+            None => header_size(&self.header, offset)?,
+        };
+        if size > i64::MAX as u64 {
+            return Err(number("size"));
+        }
+        let id = |key: &[u8], field: &'static str, range: std::ops::Range<usize>| {
+            match value(key) {
+                Some(text) => pax::decimal(text).map(i128::from),
+                None => pax::header_number(&self.header[range]),
+            }
+            .and_then(|value| u32::try_from(value).ok())
+            .ok_or(number(field))
+        };
+        let mtime = match value(b"mtime") {
+            Some(text) => pax::parse_time(text).ok_or(number("mtime"))?,
+            None => pax::header_number(&self.header[136..148])
+                .and_then(|seconds| i64::try_from(seconds).ok())
+                .map(Timestamp::from_seconds)
+                .ok_or(number("mtime"))?,
+        };
+        let mode = pax::header_number(&self.header[100..108]).ok_or(number("mode"))?;
+        let metadata = Metadata {
+            mode: (mode & 0o7777) as u16,
+            uid: id(b"uid", "uid", 108..116)?,
+            gid: id(b"gid", "gid", 116..124)?,
+            mtime,
+            xattrs: globals
+                .iter()
+                .chain(local)
+                .filter_map(|(key, value)| {
+                    let name = key
+                        .strip_prefix(pax::XATTR)
+                        .filter(|name| !name.is_empty())?;
+                    Some((name.into(), value.clone()))
+                })
+                .collect(),
+        };
+
+        let rdev = || -> Result<Rdev, LayerError> {
+            let part = |range: std::ops::Range<usize>| {
+                pax::header_number(&self.header[range])
+                    .and_then(|value| u32::try_from(value).ok())
+                    .ok_or(number("device number"))
+            };
+            Ok(Rdev {
+                major: part(329..337)?,
+                minor: part(337..345)?,
+            })
+        };
+        let unsupported = |what: &str| LayerError::Unsupported {
+            path: path.clone(),
+            what: what.to_owned(),
+        };
+        let kind = match self.header[156] {
+            b'S' => return Err(unsupported("a sparse file")),
+            _ if sparse => return Err(unsupported("a sparse file")),
+            // Before there was a type for directories, a slash said it.
+            0 if raw_path.ends_with(b"/") => EntryKind::Directory,
+            0 | b'0' | b'7' => EntryKind::File(FileContent::Inline(Box::default())),
+            b'1' => EntryKind::HardLink(parse_path(&target, offset, "link target")?),
+            b'2' => {
+                if target.is_empty() || target.len() > SYMLINK_MAX || target.contains(&0) {
+                    return Err(number("link target"));
+                }
+                EntryKind::Symlink(std::mem::take(&mut target).into())
+            }
+            b'3' => EntryKind::CharacterDevice(rdev()?),
+            b'4' => EntryKind::BlockDevice(rdev()?),
+            b'5' => EntryKind::Directory,
+            b'6' => EntryKind::Fifo,
+            other => {
+                return Err(unsupported(&format!(
+                    "a member of type `{}`",
+                    shown(&[other])
+                )));
+            }
+        };
+        if size > 0 && !matches!(kind, EntryKind::File(_)) {
+            return Err(LayerError::Ambiguous {
+                offset,
+                what: "a body behind something that is no regular file",
+            });
+        }
+        Ok((
+            Entry {
+                path,
+                metadata,
+                kind,
+            },
+            size,
+        ))
+    }
+}
+
+fn parse_path(bytes: &[u8], offset: u64, field: &'static str) -> Result<TreePath, LayerError> {
+    let refused = |source| LayerError::Path {
+        offset,
+        field,
+        source,
+    };
+    if bytes.is_empty() {
+        return Err(refused(NameError::Empty));
+    }
+    if bytes.len() > MAX_PATH {
+        return Err(LayerError::TooLarge {
+            offset,
+            what: "path",
+            limit: MAX_PATH as u64,
+        });
+    }
+    TreePath::parse(bytes).map_err(refused)
+}
+
+/// Joins name and, in POSIX headers, its prefix.
+fn header_path(header: &[u8; BLOCK]) -> Vec<u8> {
+    let name = until_nul(&header[..100]);
+    let prefix = until_nul(&header[345..500]);
+    // GNU headers keep times where POSIX ones keep the prefix.
+    if &header[257..263] != b"ustar\0" || prefix.is_empty() {
+        return name.to_vec();
+    }
+    [prefix, b"/", name].concat()
+}
+
+fn header_size(header: &[u8; BLOCK], offset: u64) -> Result<u64, LayerError> {
+    pax::header_number(&header[124..136])
+        .and_then(|size| u64::try_from(size).ok())
+        .ok_or(LayerError::Number {
+            offset,
+            field: "size",
+        })
+}
+
+/// Sums the header with its checksum as spaces; some old writers added signed bytes.
+fn checksum_holds(header: &[u8; BLOCK]) -> bool {
+    let blanked = header.iter().enumerate().map(|(position, byte)| {
+        if (148..156).contains(&position) {
+            b' '
+        } else {
+            *byte
+        }
+    });
+    let unsigned: i128 = blanked.clone().map(i128::from).sum();
+    let signed: i128 = blanked.map(|byte| i128::from(byte as i8)).sum();
+    pax::header_number(&header[148..156]).is_some_and(|sum| sum == unsigned || sum == signed)
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
+    &bytes[..end]
+}

@@ -1,0 +1,324 @@
+//! The layer table: a layer in the store, and the way back to its tar.
+//!
+//! ```text
+//! magic │ required features │ optional features │ skeleton length │ contents length
+//! skeleton: the tar without bodies, zstd         contents: one record for each body, in order
+//! ```
+//!
+//! Invariant: a table that decodes gives entries that the reader of tars itself made from the
+//! skeleton. `docs/format/layer.md` is normative.
+
+use std::io::{self, Read, Write};
+
+use bedplate_model::tree::INLINE_MAX;
+use bedplate_model::{Algorithm, FileContent, ObjectId, TreePath};
+
+use super::entry::EntryKind;
+use super::error::{DecodeLayerError, LayerError, RewriteError};
+use super::parse::{Feed, parse};
+use super::pipeline::Stored;
+use super::{Layer, MAX_SKELETON};
+
+const MAGIC: &[u8; 8] = b"BPLAYER1";
+const HEADER: usize = 32;
+/// The required features that this version understands.
+const KNOWN_FEATURES: u32 = 0;
+
+const INLINE: u8 = 0;
+const OBJECT_SHA256: u8 = 1;
+const OBJECT_SHA512: u8 = 2;
+
+impl Layer {
+    /// Makes the table that the store keeps.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut contents = Vec::new();
+        for content in self.contents().filter(|content| content.size() > 0) {
+            match content {
+                FileContent::Inline(bytes) => {
+                    contents.push(INLINE);
+                    contents.push(bytes.len() as u8);
+                    contents.extend_from_slice(bytes);
+                }
+                FileContent::Object { id, .. } => {
+                    contents.push(match id.algorithm() {
+                        Algorithm::Sha256 => OBJECT_SHA256,
+                        Algorithm::Sha512 => OBJECT_SHA512,
+                    });
+                    contents.extend_from_slice(id.as_bytes());
+                }
+            }
+        }
+        let mut table = Vec::with_capacity(HEADER + self.skeleton.len() + contents.len());
+        table.extend_from_slice(MAGIC);
+        table.extend_from_slice(&KNOWN_FEATURES.to_le_bytes());
+        table.extend_from_slice(&0_u32.to_le_bytes());
+        table.extend_from_slice(&(self.skeleton.len() as u64).to_le_bytes());
+        table.extend_from_slice(&(contents.len() as u64).to_le_bytes());
+        table.extend_from_slice(&self.skeleton);
+        table.extend_from_slice(&contents);
+        table
+    }
+
+    /// Reads a table, trusting nothing in it.
+    pub fn decode(table: &[u8]) -> Result<Self, DecodeLayerError> {
+        let rest = table.strip_prefix(MAGIC).ok_or(DecodeLayerError::Magic)?;
+        let (header, rest) = rest
+            .split_at_checked(HEADER - MAGIC.len())
+            .ok_or(DecodeLayerError::Damaged("it is too short"))?;
+        let features = u32::from_le_bytes(array(&header[..4]));
+        if features & !KNOWN_FEATURES != 0 {
+            return Err(DecodeLayerError::Features(features));
+        }
+        let skeleton_size = u64::from_le_bytes(array(&header[8..16]));
+        let contents_size = u64::from_le_bytes(array(&header[16..24]));
+        let (skeleton, contents) = usize::try_from(skeleton_size)
+            .ok()
+            .and_then(|size| rest.split_at_checked(size))
+            .ok_or(DecodeLayerError::Damaged("its skeleton is cut off"))?;
+        if contents.len() as u64 != contents_size {
+            return Err(DecodeLayerError::Damaged(
+                "its contents have another length",
+            ));
+        }
+        let mut feed = TableFeed {
+            skeleton: open(skeleton)
+                .map_err(|_| DecodeLayerError::Damaged("its skeleton is not compressed"))?,
+            contents,
+            found: Vec::new(),
+            offset: 0,
+        };
+        let mut entries = parse(&mut feed)?;
+        if !feed.contents.is_empty() {
+            return Err(DecodeLayerError::Damaged("it has contents of no member"));
+        }
+        for (index, content) in feed.found {
+            entries[index].kind = EntryKind::File(content);
+        }
+        Ok(Self {
+            entries,
+            skeleton: skeleton.to_vec(),
+        })
+    }
+}
+
+/// Writes the exact bytes that the layer was read from.
+pub fn rewrite_tar<'a>(
+    layer: &Layer,
+    contents: &dyn Fn(&FileContent) -> io::Result<Box<dyn Read + 'a>>,
+    out: &mut dyn Write,
+) -> Result<(), RewriteError> {
+    let mut feed = RewriteFeed {
+        layer,
+        skeleton: open(&layer.skeleton).map_err(|source| LayerError::Read { offset: 0, source })?,
+        contents,
+        out,
+        offset: 0,
+    };
+    parse(&mut feed)?;
+    Ok(())
+}
+
+type Skeleton<'a> = io::Take<zstd::Decoder<'static, io::BufReader<&'a [u8]>>>;
+
+/// Opens a skeleton for reading; no more than a layer may have comes out.
+fn open(skeleton: &[u8]) -> io::Result<Skeleton<'_>> {
+    Ok(zstd::Decoder::new(skeleton)?.take(MAX_SKELETON))
+}
+
+fn fill(
+    skeleton: &mut Skeleton<'_>,
+    buffer: &mut [u8],
+    offset: &mut u64,
+) -> Result<usize, LayerError> {
+    let mut count = 0;
+    while count < buffer.len() {
+        let more = skeleton
+            .read(&mut buffer[count..])
+            .map_err(|source| LayerError::Read {
+                offset: *offset,
+                source,
+            })?;
+        if more == 0 {
+            break;
+        }
+        count += more;
+    }
+    *offset = offset.saturating_add(count as u64);
+    Ok(count)
+}
+
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(bytes);
+    array
+}
+
+/// A stored table.
+struct TableFeed<'a> {
+    skeleton: Skeleton<'a>,
+    contents: &'a [u8],
+    found: Stored,
+    offset: u64,
+}
+
+impl TableFeed<'_> {
+    fn next_content(&mut self, size: u64) -> Option<FileContent> {
+        let (kind, rest) = self.contents.split_first()?;
+        let (content, rest) = match *kind {
+            INLINE => {
+                let (length, rest) = rest.split_first()?;
+                let (bytes, rest) = rest.split_at_checked(usize::from(*length))?;
+                if bytes.len() > INLINE_MAX || bytes.len() as u64 != size {
+                    return None;
+                }
+                (FileContent::Inline(bytes.into()), rest)
+            }
+            kind => {
+                let algorithm = match kind {
+                    OBJECT_SHA256 => Algorithm::Sha256,
+                    OBJECT_SHA512 => Algorithm::Sha512,
+                    _ => return None,
+                };
+                let (bytes, rest) = rest.split_at_checked(algorithm.digest_len())?;
+                if size <= INLINE_MAX as u64 {
+                    return None;
+                }
+                let id = ObjectId::from_bytes(algorithm, bytes)?;
+                (FileContent::Object { id, size }, rest)
+            }
+        };
+        self.contents = rest;
+        Some(content)
+    }
+}
+
+impl Feed for TableFeed<'_> {
+    type Error = DecodeLayerError;
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, DecodeLayerError> {
+        Ok(fill(&mut self.skeleton, buffer, &mut self.offset)?)
+    }
+
+    fn body(&mut self, index: usize, _: &TreePath, size: u64) -> Result<(), DecodeLayerError> {
+        let content = self.next_content(size).ok_or(DecodeLayerError::Damaged(
+            "a content does not fit its member",
+        ))?;
+        self.offset = self.offset.saturating_add(size);
+        self.found.push((index, content));
+        Ok(())
+    }
+
+    fn trailer(&mut self) -> Result<(), DecodeLayerError> {
+        io::copy(&mut self.skeleton, &mut io::sink())
+            .map(drop)
+            .map_err(|_| DecodeLayerError::Damaged("its skeleton is not compressed"))
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+impl From<LayerError> for DecodeLayerError {
+    fn from(error: LayerError) -> Self {
+        Self::Skeleton(error)
+    }
+}
+
+/// A layer on its way out as a tar.
+struct RewriteFeed<'a, 'c> {
+    layer: &'a Layer,
+    skeleton: Skeleton<'a>,
+    contents: &'a dyn Fn(&FileContent) -> io::Result<Box<dyn Read + 'c>>,
+    out: &'a mut dyn Write,
+    offset: u64,
+}
+
+impl Feed for RewriteFeed<'_, '_> {
+    type Error = RewriteError;
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, RewriteError> {
+        let count = fill(&mut self.skeleton, buffer, &mut self.offset)?;
+        self.out
+            .write_all(&buffer[..count])
+            .map_err(RewriteError::Write)?;
+        Ok(count)
+    }
+
+    fn body(&mut self, index: usize, path: &TreePath, size: u64) -> Result<(), RewriteError> {
+        let content = match self.layer.entries.get(index).map(|entry| &entry.kind) {
+            Some(EntryKind::File(content)) => content,
+            _ => {
+                return Err(LayerError::Truncated {
+                    offset: self.offset,
+                }
+                .into());
+            }
+        };
+        let found =
+            copy_body(content, size, self.contents, self.out).map_err(|error| match error {
+                CopyError::Read(source) => RewriteError::Content {
+                    path: path.clone(),
+                    source,
+                },
+                CopyError::Write(source) => RewriteError::Write(source),
+            })?;
+        if found != size {
+            return Err(RewriteError::WrongSize {
+                path: path.clone(),
+                wanted: size,
+                found,
+            });
+        }
+        self.offset = self.offset.saturating_add(size);
+        Ok(())
+    }
+
+    fn trailer(&mut self) -> Result<(), RewriteError> {
+        let mut buffer = vec![0; 64 << 10];
+        while self.fill(&mut buffer)? > 0 {}
+        Ok(())
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// Which side of a copy failed.
+pub(super) enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// Copies a content that should have `size` bytes; returns how many it has, or one more than `size`.
+pub(super) fn copy_body<'a>(
+    content: &FileContent,
+    size: u64,
+    contents: &dyn Fn(&FileContent) -> io::Result<Box<dyn Read + 'a>>,
+    out: &mut dyn Write,
+) -> Result<u64, CopyError> {
+    if let FileContent::Inline(bytes) = content {
+        if bytes.len() as u64 == size {
+            out.write_all(bytes).map_err(CopyError::Write)?;
+        }
+        return Ok(bytes.len() as u64);
+    }
+    let mut body = contents(content).map_err(CopyError::Read)?;
+    let mut buffer = vec![0; (size.min(128 << 10) as usize).saturating_add(1)];
+    let mut found = 0_u64;
+    // The end must be met too: what checks a digest reports damage there.
+    loop {
+        let count = match body.read(&mut buffer) {
+            Ok(0) => return Ok(found),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(CopyError::Read(error)),
+        };
+        found = found.saturating_add(count as u64);
+        if found > size {
+            return Ok(found);
+        }
+        out.write_all(&buffer[..count]).map_err(CopyError::Write)?;
+    }
+}
