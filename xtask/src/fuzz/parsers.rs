@@ -1,5 +1,7 @@
 //! The parsers, each with seeds from our own writers and with what must hold for what it accepts.
 
+mod trees;
+
 use anyhow::Result;
 use bedplate_model::ImageName;
 use bedplate_model::oci::Document;
@@ -12,7 +14,7 @@ pub(super) struct Parser {
     /// Inputs that it accepts.
     pub(super) seeds: fn() -> Result<Vec<Vec<u8>>>,
     /// Makes checksums right again, so that damage gets past the door.
-    pub(super) repair: fn(&mut Vec<u8>),
+    pub(super) repair: fn(&mut [u8]),
     /// Parses; panics where what was accepted does not hold what it should.
     pub(super) parse: fn(&[u8]),
 }
@@ -37,9 +39,27 @@ pub(super) const PARSERS: &[Parser] = &[
         repair: leave,
         parse: record,
     },
+    Parser {
+        name: "tar",
+        seeds: trees::tars,
+        repair: trees::repair_tar,
+        parse: trees::tar,
+    },
+    Parser {
+        name: "layer-table",
+        seeds: trees::tables,
+        repair: leave,
+        parse: trees::table,
+    },
+    Parser {
+        name: "erofs",
+        seeds: trees::images,
+        repair: leave,
+        parse: trees::image,
+    },
 ];
 
-fn leave(_: &mut Vec<u8>) {}
+fn leave(_: &mut [u8]) {}
 
 #[expect(clippy::unnecessary_wraps, reason = "one signature for all parsers")]
 fn image_names() -> Result<Vec<Vec<u8>>> {
@@ -160,6 +180,11 @@ mod tests {
         }
         for seed in manifests().unwrap() {
             Document::parse(&seed).unwrap();
+        }
+        // Made by reading each seed of the tar parser.
+        assert!(!trees::tables().unwrap().is_empty());
+        for seed in trees::images().unwrap() {
+            bedplate_store::erofs::read(&seed).unwrap();
         }
         for seed in image_names().unwrap() {
             std::str::from_utf8(&seed)
