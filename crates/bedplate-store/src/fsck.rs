@@ -27,7 +27,7 @@ pub enum Finding {
     SealedAsOther(Item),
     /// A layer's table cannot be decoded.
     #[error("the table of layer {0} is damaged: {1}")]
-    Layer(bedplate_model::Sha256, crate::layer::LayerError),
+    Layer(bedplate_model::Sha256, crate::layer::DecodeLayerError),
     /// An image or layer names something that the store does not have.
     #[error("{by} needs {missing}, which the store does not have")]
     Missing {
@@ -186,7 +186,7 @@ impl Check<'_, '_> {
                 let layer =
                     Layer::decode(&table).map_err(|source| Finding::Layer(diff_id, source))?;
                 for id in layer.objects() {
-                    self.need(item, Item::Object(id));
+                    self.need(item, Item::Object(*id));
                 }
                 Ok(())
             }

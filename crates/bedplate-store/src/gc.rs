@@ -76,7 +76,7 @@ pub enum GcError {
         /// The layer.
         diff_id: Sha256,
         /// What is wrong with it.
-        source: layer::LayerError,
+        source: layer::DecodeLayerError,
     },
     /// Something could not be listed, moved or removed.
     #[error("cannot {attempt} in {}", path.display())]
@@ -296,8 +296,7 @@ impl Marking<'_> {
         if let Some(table) = self.store.layer(&diff_id).map_err(GcError::Read)? {
             let layer =
                 Layer::decode(&table).map_err(|source| GcError::Layer { diff_id, source })?;
-            self.kept
-                .extend(layer.objects().into_iter().map(Item::Object));
+            self.kept.extend(layer.objects().copied().map(Item::Object));
         }
         Ok(())
     }

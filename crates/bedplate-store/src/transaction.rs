@@ -473,11 +473,15 @@ impl<'store> Transaction<'store> {
     /// Returns whether the caller has to write the item: it is neither here nor in the store, and
     /// nobody else of this transaction is at it.
     fn claim(&self, item: Item) -> Result<bool, PutError> {
-        match self.staged().items.get_mut(&item) {
+        let mut staged = self.staged();
+        match staged.items.get_mut(&item) {
             // Now its objects are held, too.
             Some(origin @ Origin::Named) => *origin = Origin::Held,
             Some(Origin::New | Origin::Held) => {}
-            None => return self.claim_missing(item),
+            None => {
+                drop(staged);
+                return self.claim_missing(item);
+            }
         }
         Ok(false)
     }
