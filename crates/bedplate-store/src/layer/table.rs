@@ -246,14 +246,12 @@ impl Feed for RewriteFeed<'_, '_> {
     }
 
     fn body(&mut self, index: usize, path: &TreePath, size: u64) -> Result<(), RewriteError> {
-        let content = match self.layer.entries.get(index).map(|entry| &entry.kind) {
-            Some(EntryKind::File(content)) => content,
-            _ => {
-                return Err(LayerError::Truncated {
-                    offset: self.offset,
-                }
-                .into());
+        let Some(EntryKind::File(content)) = self.layer.entries.get(index).map(|entry| &entry.kind)
+        else {
+            return Err(LayerError::Truncated {
+                offset: self.offset,
             }
+            .into());
         };
         let found =
             copy_body(content, size, self.contents, self.out).map_err(|error| match error {
