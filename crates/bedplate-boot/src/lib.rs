@@ -1,3 +1,32 @@
-//! To be written.
+//! How a machine comes to boot what it should: boot entries, boot counting, the loader's default, the
+//! kernel command line and the initramfs.
+//!
+//! ```text
+//! Record ─┬─ render ─→ Plan ─→ BootPartition     what lies on the boot partition
+//!         └─ what was observed there
+//! modules + bedplate-init ─→ initramfs           what the loader loads
+//! command line ─→ cmdline ─→ BootArguments       what early boot is told
+//! kargs.d of an image ─→ kargs                   what goes onto the command line
+//! ```
+//!
+//! Invariant: decisions are pure functions of the record and of what was observed; a boot partition is
+//! changed by executing a plan, and by nothing else. `docs/format/boot.md` is normative.
 
+pub mod cmdline;
+pub mod entry;
+pub mod initramfs;
 pub mod kargs;
+pub mod loader_conf;
+pub mod partition;
+pub mod render;
+
+/// The directory of boot entries, on the boot partition.
+pub const ENTRIES: &str = "loader/entries";
+/// The file that says what kind of entries there are, on the boot partition.
+pub const ENTRIES_KIND: &str = "loader/entries.srel";
+/// What [`ENTRIES_KIND`] holds.
+pub const ENTRIES_KIND_TEXT: &str = "type1\n";
+/// The loader's configuration, on the boot partition.
+pub const LOADER_CONF: &str = "loader/loader.conf";
+/// The directory of kernels and initramfs images, on the boot partition.
+pub const FILES: &str = "EFI/bedplate";
