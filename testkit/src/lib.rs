@@ -7,3 +7,4 @@
 //! Nothing that ships depends on this crate, so it may speak anyhow.
 
 pub mod qemu;
+pub mod trees;

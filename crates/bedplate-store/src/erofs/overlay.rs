@@ -1,0 +1,156 @@
+//! What overlayfs must see: the attributes that composefs adds to a tree's own.
+//!
+//! ```text
+//! an object's file   trusted.overlay.metacopy = its digest, trusted.overlay.redirect = its path
+//! a whiteout         becomes an empty file with trusted.overlay.overlay.whiteout, user.overlay.whiteout
+//! its directory      …overlay.whiteouts, and from version 1 on …overlay.opaque
+//! the root           trusted.overlay.opaque = y, and whiteouts 00 to ff that hide the object directories
+//! ```
+//!
+//! An attribute `trusted.overlay.X` of the tree itself is kept as `trusted.overlay.overlay.X`, which
+//! overlayfs shows as it was.
+
+use bedplate_model::{Algorithm, Content, Node, ObjectId, Rdev, Xattrs};
+
+const OVERLAY: &[u8] = b"trusted.overlay.";
+const ESCAPED: &[u8] = b"trusted.overlay.overlay.";
+const METACOPY: &[u8] = b"trusted.overlay.metacopy";
+const REDIRECT: &[u8] = b"trusted.overlay.redirect";
+const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+const WHITEOUT: [&[u8]; 2] = [
+    b"trusted.overlay.overlay.whiteout",
+    b"user.overlay.whiteout",
+];
+const WHITEOUTS: [&[u8]; 2] = [
+    b"trusted.overlay.overlay.whiteouts",
+    b"user.overlay.whiteouts",
+];
+const MARKED_OPAQUE: [&[u8]; 2] = [b"trusted.overlay.overlay.opaque", b"user.overlay.opaque"];
+
+/// The device of a whiteout.
+pub(super) const WHITEOUT_DEVICE: Rdev = Rdev { major: 0, minor: 0 };
+
+/// Returns a tree's own attributes under the names that they have in an image.
+pub(super) fn escape(xattrs: &Xattrs) -> Xattrs {
+    xattrs
+        .iter()
+        .map(|(name, value)| match name.strip_prefix(OVERLAY) {
+            Some(rest) => ([ESCAPED, rest].concat().into(), value.clone()),
+            None => (name.clone(), value.clone()),
+        })
+        .collect()
+}
+
+/// Adds what makes overlayfs take a file's content from an object.
+pub(super) fn mark_object(xattrs: &mut Xattrs, id: &ObjectId) {
+    let digest = id.as_bytes();
+    let mut metacopy = vec![0, 4 + digest.len() as u8, 0, id.algorithm().kernel_number()];
+    metacopy.extend_from_slice(digest);
+    set(xattrs, METACOPY, &metacopy);
+    set(
+        xattrs,
+        REDIRECT,
+        format!("/{}", id.object_path()).as_bytes(),
+    );
+}
+
+/// Adds what makes an empty file a whiteout inside an overlay.
+pub(super) fn mark_whiteout(xattrs: &mut Xattrs) {
+    for name in WHITEOUT {
+        set(xattrs, name, b"");
+    }
+}
+
+/// Adds what makes overlayfs look for such whiteouts in a directory.
+pub(super) fn mark_whiteouts(xattrs: &mut Xattrs, opaque: bool) {
+    for name in WHITEOUTS {
+        set(xattrs, name, b"");
+    }
+    if opaque {
+        for name in MARKED_OPAQUE {
+            set(xattrs, name, b"x");
+        }
+    }
+}
+
+/// Adds what hides everything below an image's root in lower layers.
+pub(super) fn mark_root(xattrs: &mut Xattrs) {
+    set(xattrs, OPAQUE, b"y");
+}
+
+fn set(xattrs: &mut Xattrs, name: &[u8], value: &[u8]) {
+    xattrs.insert(name.into(), value.into());
+}
+
+/// Returns whether a name of the root is one of those that hide the directories of objects.
+pub(super) fn is_stub_name(name: &[u8]) -> bool {
+    name.len() == 2
+        && name
+            .iter()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Returns whether a node is a whiteout.
+pub(super) fn is_whiteout(node: &Node) -> bool {
+    matches!(node.content, Content::CharacterDevice(WHITEOUT_DEVICE))
+}
+
+/// Undoes [`escape`].
+pub(super) fn unescape(xattrs: Xattrs) -> Xattrs {
+    xattrs
+        .into_iter()
+        .map(|(name, value)| match name.strip_prefix(ESCAPED) {
+            Some(rest) => ([OVERLAY, rest].concat().into(), value),
+            None => (name, value),
+        })
+        .collect()
+}
+
+/// Undoes [`escape`] and [`mark_root`].
+pub(super) fn unescape_root(mut xattrs: Xattrs) -> Xattrs {
+    xattrs.remove(OPAQUE);
+    unescape(xattrs)
+}
+
+/// Undoes [`escape`] and [`mark_object`], or returns `None` where no object is named.
+pub(super) fn take_object(mut xattrs: Xattrs) -> Option<(ObjectId, Xattrs)> {
+    let metacopy = xattrs.remove(METACOPY)?;
+    let redirect = xattrs.remove(REDIRECT)?;
+    let [0, length, 0, number, digest @ ..] = &*metacopy else {
+        return None;
+    };
+    let algorithm = [Algorithm::Sha256, Algorithm::Sha512]
+        .into_iter()
+        .find(|algorithm| algorithm.kernel_number() == *number)?;
+    let id = ObjectId::from_bytes(algorithm, digest)?;
+    let fits = usize::from(*length) == metacopy.len()
+        && redirect.strip_prefix(b"/") == Some(id.object_path().as_bytes());
+    fits.then(|| (id, unescape(xattrs)))
+}
+
+/// Removes what [`mark_whiteout`] added, after [`unescape`], and returns whether it was there.
+pub(super) fn take_whiteout(xattrs: &mut Xattrs) -> bool {
+    take(
+        xattrs,
+        &[b"trusted.overlay.whiteout", b"user.overlay.whiteout"],
+    )
+}
+
+/// Removes what [`mark_whiteouts`] added, after [`unescape`].
+pub(super) fn unmark_whiteouts(xattrs: &mut Xattrs) {
+    take(
+        xattrs,
+        &[b"trusted.overlay.whiteouts", b"user.overlay.whiteouts"],
+    );
+    take(xattrs, &[b"trusted.overlay.opaque", b"user.overlay.opaque"]);
+}
+
+fn take(xattrs: &mut Xattrs, names: &[&[u8]]) -> bool {
+    let all = names.iter().all(|name| xattrs.contains_key(*name));
+    if all {
+        for name in names {
+            xattrs.remove(*name);
+        }
+    }
+    all
+}

@@ -1,0 +1,504 @@
+//! Reads an image back into the tree that it was made of. The image is a stranger's: nothing in it is
+//! believed.
+//!
+//! Bounds: every inode is read once; directories have one name; there are no more entries than the
+//! image has room for; attributes together take at most [`XATTR_GROWTH`] times the image's length.
+
+use std::collections::{HashMap, VecDeque};
+
+use bedplate_model::format::Shown;
+use bedplate_model::name::NameError;
+use bedplate_model::tree::{INLINE_MAX, SYMLINK_MAX, TreeError};
+use bedplate_model::{
+    Content, FileContent, Metadata, Name, Node, NodeId, Rdev, Timestamp, Tree, Xattrs,
+};
+
+use super::ondisk::{
+    BLOCK, CHUNK_BASED, COMPACT_LEN, COMPOSEFS_HEADER_VERSION, COMPOSEFS_MAGIC, DIRENT_LEN,
+    EROFS_MAGIC, EXTENDED_LEN, FLAT_INLINE, FLAT_PLAIN, SLOT, SUPERBLOCK, XATTR_ENTRY_LEN,
+    XATTR_HEADER_LEN, XATTR_PREFIXES,
+};
+use super::overlay;
+
+/// How much longer than the image all attributes together may be: shared ones are stored once and
+/// referred to by four bytes, but no honest image has mostly long ones.
+const XATTR_GROWTH: u64 = 64;
+/// What any image may have besides.
+const XATTR_FLOOR: u64 = 1 << 20;
+
+/// Why bytes are no image, or none that holds a tree.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// It does not open as a composefs image does.
+    #[error("this is no composefs image")]
+    Magic,
+    /// The header or the superblock has something that this program does not know.
+    #[error("the image has the {what} {found}, which is not known here")]
+    Unknown {
+        /// What.
+        what: &'static str,
+        /// Its value.
+        found: u64,
+    },
+    /// Something points outside the image.
+    #[error("the image ends before its {0}")]
+    Short(&'static str),
+    /// Something contradicts itself.
+    #[error("the image is damaged at {path}: {problem}")]
+    Damaged {
+        /// The path, as far as it is known.
+        path: Shown,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A name is none.
+    #[error("the image has a bad name in {path}")]
+    Name {
+        /// The directory.
+        path: Shown,
+        /// What is wrong with it.
+        source: NameError,
+    },
+    /// It holds more than an image of its length can.
+    #[error("the image holds more {0} than an image of its length can")]
+    Excess(&'static str),
+}
+
+/// Reads an image.
+pub fn read(image: &[u8]) -> Result<Tree, ReadError> {
+    let image = Image::open(image)?;
+    let mut budget = Budget {
+        entries: image.bytes.len() as u64 / DIRENT_LEN,
+        xattrs: image.bytes.len() as u64 * XATTR_GROWTH + XATTR_FLOOR,
+    };
+    let root = image.inode(image.root)?;
+    if root.kind() != DIRECTORY {
+        return Err(damaged("", "the root is no directory"));
+    }
+    let xattrs = image.xattrs(&root, &mut budget)?;
+    let mut tree = Tree::new(root.metadata(overlay::unescape_root(xattrs)));
+    let mut known: HashMap<u64, NodeId> = HashMap::from([(image.root, Tree::ROOT)]);
+    let mut pending = VecDeque::from([(Tree::ROOT, root, String::new())]);
+    while let Some((directory, inode, path)) = pending.pop_front() {
+        let data = image.content(&inode, &path)?;
+        let mut whiteouts = false;
+        for block in data.chunks(BLOCK as usize) {
+            for entry in entries(block, &path)? {
+                let (name, nid) = entry?;
+                budget.entries = budget
+                    .entries
+                    .checked_sub(1)
+                    .ok_or(ReadError::Excess("entries"))?;
+                if matches!(name, b"." | b"..") {
+                    continue;
+                }
+                let name = Name::new(name).map_err(|source| ReadError::Name {
+                    path: Shown(format!("/{path}")),
+                    source,
+                })?;
+                let refuse = |error: TreeError| damaged(&path, tree_problem(error));
+                if let Some(id) = known.get(&nid) {
+                    tree.link(directory, name, *id).map_err(refuse)?;
+                    whiteouts |= overlay::is_whiteout(tree.node(*id));
+                    continue;
+                }
+                let child = image.inode(nid)?;
+                if directory == Tree::ROOT
+                    && child.is_stub()
+                    && overlay::is_stub_name(name.as_bytes())
+                {
+                    continue;
+                }
+                let child_path = if path.is_empty() {
+                    name.to_string()
+                } else {
+                    format!("{path}/{name}")
+                };
+                let node = image.node(&child, &child_path, &mut budget)?;
+                whiteouts |= overlay::is_whiteout(&node);
+                let id = tree.insert(directory, name, node).map_err(refuse)?;
+                known.insert(nid, id);
+                if child.kind() == DIRECTORY {
+                    pending.push_back((id, child, child_path));
+                }
+            }
+        }
+        if whiteouts {
+            overlay::unmark_whiteouts(&mut tree.metadata_mut(directory).xattrs);
+        }
+    }
+    Ok(tree)
+}
+
+const DIRECTORY: u16 = 0o040_000;
+
+/// What may still come before an image is refused.
+struct Budget {
+    entries: u64,
+    xattrs: u64,
+}
+
+/// The bytes of an image behind its superblock's word.
+struct Image<'a> {
+    bytes: &'a [u8],
+    root: u64,
+    /// Where node ids count from.
+    meta: u64,
+    /// Where shared xattrs count from.
+    xattrs: u64,
+}
+
+/// One inode as it stands in the image.
+struct Inode {
+    layout: u16,
+    st_mode: u16,
+    size: u64,
+    union: u32,
+    uid: u32,
+    gid: u32,
+    mtime: Timestamp,
+    /// Where its xattrs begin, and how long they are.
+    xattrs: (u64, u64),
+}
+
+impl<'a> Image<'a> {
+    fn open(bytes: &'a [u8]) -> Result<Self, ReadError> {
+        let image = Self {
+            bytes,
+            root: 0,
+            meta: 0,
+            xattrs: 0,
+        };
+        if image.u32(0, "header")? != COMPOSEFS_MAGIC
+            || image.u32(SUPERBLOCK, "superblock")? != EROFS_MAGIC
+        {
+            return Err(ReadError::Magic);
+        }
+        let known = |what, found: u64, good: bool| {
+            if good {
+                Ok(())
+            } else {
+                Err(ReadError::Unknown { what, found })
+            }
+        };
+        let header = image.u32(4, "header")?;
+        known(
+            "header version",
+            header.into(),
+            header == COMPOSEFS_HEADER_VERSION,
+        )?;
+        let version = image.u32(12, "header")?;
+        known("composefs version", version.into(), version <= 1)?;
+        let block_bits = image.get(SUPERBLOCK + 12, 1, "superblock")?[0];
+        known(
+            "block size",
+            block_bits.into(),
+            u32::from(block_bits) == BLOCK.trailing_zeros(),
+        )?;
+        let incompatible = image.u32(SUPERBLOCK + 80, "superblock")?;
+        known("required feature", incompatible.into(), incompatible == 0)?;
+        Ok(Self {
+            bytes,
+            root: image.u16(SUPERBLOCK + 14, "superblock")?.into(),
+            meta: u64::from(image.u32(SUPERBLOCK + 40, "superblock")?) * BLOCK,
+            xattrs: u64::from(image.u32(SUPERBLOCK + 44, "superblock")?) * BLOCK,
+        })
+    }
+
+    fn get(&self, position: u64, length: u64, what: &'static str) -> Result<&'a [u8], ReadError> {
+        let range = usize::try_from(position).ok().zip(
+            position
+                .checked_add(length)
+                .and_then(|end| usize::try_from(end).ok()),
+        );
+        range
+            .and_then(|(start, end)| self.bytes.get(start..end))
+            .ok_or(ReadError::Short(what))
+    }
+
+    fn u16(&self, position: u64, what: &'static str) -> Result<u16, ReadError> {
+        let bytes = self.get(position, 2, what)?;
+        Ok(u16::from_le_bytes([bytes[0], bytes[1]]))
+    }
+
+    fn u32(&self, position: u64, what: &'static str) -> Result<u32, ReadError> {
+        let bytes = self.get(position, 4, what)?;
+        Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    }
+
+    fn u64(&self, position: u64, what: &'static str) -> Result<u64, ReadError> {
+        Ok(u64::from(self.u32(position, what)?) | u64::from(self.u32(position + 4, what)?) << 32)
+    }
+
+    fn inode(&self, nid: u64) -> Result<Inode, ReadError> {
+        const WHAT: &str = "inodes";
+        let position = nid
+            .checked_mul(SLOT)
+            .and_then(|offset| offset.checked_add(self.meta))
+            .filter(|position| *position < self.bytes.len() as u64)
+            .ok_or(ReadError::Short(WHAT))?;
+        let format = self.u16(position, WHAT)?;
+        let extended = format & 1 != 0;
+        let head = if extended { EXTENDED_LEN } else { COMPACT_LEN };
+        self.get(position, head, WHAT)?;
+        let xattr_count = u64::from(self.u16(position + 2, WHAT)?);
+        let xattr_len = match xattr_count {
+            0 => 0,
+            count => XATTR_HEADER_LEN + (count - 1) * 4,
+        };
+        let mut inode = Inode {
+            layout: (format >> 1) & 7,
+            st_mode: self.u16(position + 4, WHAT)?,
+            size: self.u32(position + 8, WHAT)?.into(),
+            union: self.u32(position + 16, WHAT)?,
+            uid: self.u16(position + 24, WHAT)?.into(),
+            gid: self.u16(position + 26, WHAT)?.into(),
+            mtime: Timestamp {
+                seconds: self.u64(SUPERBLOCK + 24, WHAT)? as i64,
+                nanoseconds: self.u32(SUPERBLOCK + 32, WHAT)?,
+            },
+            xattrs: (position + head, xattr_len),
+        };
+        if extended {
+            inode.size = self.u64(position + 8, WHAT)?;
+            inode.uid = self.u32(position + 24, WHAT)?;
+            inode.gid = self.u32(position + 28, WHAT)?;
+            inode.mtime = Timestamp {
+                seconds: self.u64(position + 32, WHAT)? as i64,
+                nanoseconds: self.u32(position + 40, WHAT)?,
+            };
+        }
+        if inode.mtime.nanoseconds >= 1_000_000_000 {
+            return Err(damaged("", "a time has too many nanoseconds"));
+        }
+        Ok(inode)
+    }
+
+    /// Returns the content of an inode that has it in the image.
+    fn content(&self, inode: &Inode, path: &str) -> Result<std::borrow::Cow<'a, [u8]>, ReadError> {
+        const WHAT: &str = "data";
+        let address = u64::from(inode.union) * BLOCK;
+        match inode.layout {
+            FLAT_PLAIN if inode.size == 0 => Ok((&[][..]).into()),
+            FLAT_PLAIN => Ok(self.get(address, inode.size, WHAT)?.into()),
+            FLAT_INLINE => {
+                let tail = self.get(inode.xattrs.0 + inode.xattrs.1, inode.size % BLOCK, WHAT)?;
+                let full = inode.size - inode.size % BLOCK;
+                if full == 0 {
+                    return Ok(tail.into());
+                }
+                Ok([self.get(address, full, WHAT)?, tail].concat().into())
+            }
+            _ => Err(damaged(
+                path,
+                "its content has a layout that is not used here",
+            )),
+        }
+    }
+
+    fn node(&self, inode: &Inode, path: &str, budget: &mut Budget) -> Result<Node, ReadError> {
+        let xattrs = self.xattrs(inode, budget)?;
+        let device = || Rdev {
+            major: (inode.union >> 8) & 0xfff,
+            minor: (inode.union & 0xff) | ((inode.union >> 12) & 0xf_ff00),
+        };
+        let short = |max: usize| {
+            if inode.size > max as u64 {
+                return Err(damaged(path, "its content is too long"));
+            }
+            self.content(inode, path)
+        };
+        let (content, xattrs) = match inode.kind() {
+            DIRECTORY => (Content::empty_directory(), overlay::unescape(xattrs)),
+            0o100_000 if inode.layout == CHUNK_BASED => {
+                let (id, xattrs) = overlay::take_object(xattrs)
+                    .ok_or_else(|| damaged(path, "it does not say where its content lies"))?;
+                (
+                    Content::File(FileContent::Object {
+                        id,
+                        size: inode.size,
+                    }),
+                    xattrs,
+                )
+            }
+            0o100_000 => {
+                let bytes = short(INLINE_MAX)?;
+                let mut xattrs = overlay::unescape(xattrs);
+                if bytes.is_empty() && overlay::take_whiteout(&mut xattrs) {
+                    (Content::CharacterDevice(overlay::WHITEOUT_DEVICE), xattrs)
+                } else {
+                    (Content::File(FileContent::Inline(bytes.into())), xattrs)
+                }
+            }
+            0o120_000 => {
+                let target = short(SYMLINK_MAX)?;
+                if target.is_empty() || target.contains(&0) {
+                    return Err(damaged(path, "a symbolic link leads nowhere"));
+                }
+                (Content::Symlink(target.into()), overlay::unescape(xattrs))
+            }
+            0o020_000 if inode.is_stub() => {
+                return Err(damaged(path, "a whiteout stands where none can"));
+            }
+            0o020_000 => (
+                Content::CharacterDevice(device()),
+                overlay::unescape(xattrs),
+            ),
+            0o060_000 => (Content::BlockDevice(device()), overlay::unescape(xattrs)),
+            0o010_000 => (Content::Fifo, overlay::unescape(xattrs)),
+            0o140_000 => (Content::Socket, overlay::unescape(xattrs)),
+            _ => return Err(damaged(path, "it has no type")),
+        };
+        Ok(Node::new(inode.metadata(xattrs), content))
+    }
+
+    fn xattrs(&self, inode: &Inode, budget: &mut Budget) -> Result<Xattrs, ReadError> {
+        const WHAT: &str = "extended attributes";
+        let (position, length) = inode.xattrs;
+        let mut xattrs = Xattrs::new();
+        if length == 0 {
+            return Ok(xattrs);
+        }
+        let mut area = self.get(position, length, WHAT)?;
+        let shared = usize::from(area[4]);
+        area = &area[XATTR_HEADER_LEN as usize..];
+        let references = area.get(..shared * 4).ok_or(ReadError::Short(WHAT))?;
+        area = &area[shared * 4..];
+        let mut add = |(name, value): Xattr<'_>| {
+            let taken = (name.len() + value.len()) as u64;
+            budget.xattrs = budget
+                .xattrs
+                .checked_sub(taken)
+                .ok_or(ReadError::Excess(WHAT))?;
+            match xattrs.insert(name, value.into()) {
+                None => Ok(()),
+                Some(_) => Err(damaged("", "an extended attribute stands there twice")),
+            }
+        };
+        for reference in references.chunks_exact(4) {
+            let offset =
+                u32::from_le_bytes([reference[0], reference[1], reference[2], reference[3]]);
+            let start = usize::try_from(self.xattrs + u64::from(offset) * 4).unwrap_or(usize::MAX);
+            let (entry, _) = xattr(self.bytes.get(start..).unwrap_or(&[]))?;
+            add(entry)?;
+        }
+        while !area.is_empty() {
+            let (entry, rest) = xattr(area)?;
+            add(entry)?;
+            area = rest;
+        }
+        Ok(xattrs)
+    }
+}
+
+impl Inode {
+    fn kind(&self) -> u16 {
+        self.st_mode & 0o170_000
+    }
+
+    /// Returns whether this is a character device 0:0, which no tree's node becomes.
+    fn is_stub(&self) -> bool {
+        self.kind() == 0o020_000 && self.union == 0
+    }
+
+    fn metadata(&self, xattrs: Xattrs) -> Metadata {
+        Metadata {
+            mode: self.st_mode & 0o7777,
+            uid: self.uid,
+            gid: self.gid,
+            mtime: self.mtime,
+            xattrs,
+        }
+    }
+}
+
+/// Name and value of an extended attribute.
+type Xattr<'a> = (Box<[u8]>, &'a [u8]);
+
+/// Parses one xattr entry, and returns what follows it.
+fn xattr(bytes: &[u8]) -> Result<(Xattr<'_>, &[u8]), ReadError> {
+    const SHORT: ReadError = ReadError::Short("extended attributes");
+    let [name_len, index, low, high, rest @ ..] = bytes else {
+        return Err(SHORT);
+    };
+    let name_len = usize::from(*name_len);
+    let value_len = usize::from(u16::from_le_bytes([*low, *high]));
+    let prefix = match index {
+        0 => &b""[..],
+        index => XATTR_PREFIXES
+            .iter()
+            .find_map(|(known, prefix)| (known == index).then_some(*prefix))
+            .ok_or(ReadError::Unknown {
+                what: "prefix of attributes",
+                found: u64::from(*index),
+            })?,
+    };
+    let suffix = rest.get(..name_len).ok_or(SHORT)?;
+    let value = rest.get(name_len..name_len + value_len).ok_or(SHORT)?;
+    let length = (XATTR_ENTRY_LEN as usize + name_len + value_len).next_multiple_of(4);
+    let name: Box<[u8]> = [prefix, suffix].concat().into();
+    Ok(((name, value), bytes.get(length..).unwrap_or(&[])))
+}
+
+/// An entry of a directory: its name and its node.
+type Entry<'a> = Result<(&'a [u8], u64), ReadError>;
+
+/// Splits a block of a directory into its entries.
+fn entries<'a>(
+    block: &'a [u8],
+    path: &'a str,
+) -> Result<impl Iterator<Item = Entry<'a>>, ReadError> {
+    let entry_len = DIRENT_LEN as usize;
+    let name_offset = move |entry: &[u8]| usize::from(u16::from_le_bytes([entry[8], entry[9]]));
+    let head = block
+        .get(..entry_len)
+        .ok_or_else(|| damaged(path, "a directory is too short"))?;
+    let heads = name_offset(head);
+    if heads == 0 || heads % entry_len != 0 || heads > block.len() {
+        return Err(damaged(path, "a directory has no place for its names"));
+    }
+    let count = heads / entry_len;
+    Ok((0..count).map(move |position| {
+        let entry = &block[position * entry_len..][..entry_len];
+        let start = name_offset(entry);
+        let end = if position + 1 < count {
+            name_offset(&block[(position + 1) * entry_len..])
+        } else {
+            block.len()
+        };
+        let name = block.get(start..end).filter(|_| start >= heads);
+        let mut name = name.ok_or_else(|| damaged(path, "a name lies outside its directory"))?;
+        if position + 1 == count {
+            // The last name of a block ends with the block, or with zeros before.
+            let len = name
+                .iter()
+                .position(|byte| *byte == 0)
+                .unwrap_or(name.len());
+            name = &name[..len];
+        }
+        let nid = entry[..8]
+            .iter()
+            .rev()
+            .fold(0, |nid, byte| nid << 8 | u64::from(*byte));
+        Ok((name, nid))
+    }))
+}
+
+fn damaged(path: &str, problem: &'static str) -> ReadError {
+    ReadError::Damaged {
+        path: Shown(format!("/{path}")),
+        problem,
+    }
+}
+
+fn tree_problem(error: TreeError) -> &'static str {
+    match error {
+        TreeError::IsDirectory => "a directory has two names",
+        TreeError::Exists => "a name stands there twice",
+        TreeError::NotDirectory
+        | TreeError::NotEmpty
+        | TreeError::Missing
+        | TreeError::Loop
+        | TreeError::Full => "its entries cannot be",
+    }
+}

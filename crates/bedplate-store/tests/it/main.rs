@@ -1,0 +1,5 @@
+//! Tests of the store's public interface.
+
+mod erofs;
+mod layer;
+mod store;
