@@ -1,3 +1,44 @@
-//! To be written.
+//! Machines: installing, staging, finalizing, proving and rolling back deployments.
+//!
+//! ```text
+//! image ─ install ─→ disk ─ boot ─→ proven                                  install, grow
+//! image ─ stage ─→ staged ─ finalize (shutdown) ─→ trial ─ boot ─┬─ prove ─→ proven
+//!                                                                └─ settle ─→ bad; the base boots again
+//!                                       rollback: proven ⇄ proven
+//! ```
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`record_file`] | the record on the disk: two slots, exchanged |
+//! | [`host`], [`esp`] | what a verb takes from its machine: root, clock, boot partition |
+//! | [`machine`] | the record, what was booted and the boot partition brought together |
+//! | [`settle`] | the decision what to do next, as a pure function |
+//! | [`stage`], [`finalize`], [`rollback`], [`status`] | the verbs |
+//! | [`etc`] | /etc, merged three ways |
+//! | [`bootable`] | what boots an image |
+//! | [`install`], [`grow`] | a new disk |
+//!
+//! Invariant: the record is the one truth about which deployments a machine has; boot entries are rendered
+//! from it. Cut anywhere, a machine boots the old system or the new one.
+
 pub mod bootable;
+pub mod esp;
+pub mod etc;
+pub mod finalize;
+pub mod grow;
+pub mod host;
 pub mod install;
+pub mod machine;
+pub mod record_file;
+pub mod rollback;
+#[cfg(test)]
+mod sample;
+pub mod settle;
+pub mod stage;
+pub mod status;
+
+pub use finalize::Finalized;
+pub use host::Host;
+pub use machine::Machine;
+pub use stage::{Staged, Staging, UpgradePlan};
+pub use status::Status;

@@ -1,0 +1,112 @@
+//! Rolling back: the previous proven deployment boots next. A second rollback swaps back.
+//!
+//! ```text
+//! 1. record: intent Select, nothing staged any more
+//! 2. boot partition: trials based on it go → loader.conf, one sector   COMMIT
+//! 3. record: the default                                              or the next boot writes it
+//! ```
+//!
+//! Invariant: no new block is needed anywhere: /var may have filled the disk, and that may be why.
+//! Each deployment has its own /etc, so nothing is merged.
+
+use bedplate_boot::render;
+use bedplate_model::record::{Deployment, DeploymentId, Intent, State};
+use bedplate_store::Store;
+use bedplate_sys::mount::Access;
+
+use crate::finalize;
+use crate::machine::{Machine, MachineError};
+use crate::settle::{self, Gate};
+
+/// What a rollback will do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RollbackPlan {
+    /// What boots now when nothing is done.
+    pub from: DeploymentId,
+    /// What will boot.
+    pub to: Deployment,
+    /// The staged deployment that is given up.
+    pub discards: Option<DeploymentId>,
+}
+
+/// Why there is nothing to roll back to, or it did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum RollbackError {
+    /// The machine's state could not be read or changed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Only one proven deployment.
+    #[error("there is no previous deployment to roll back to")]
+    NoPrevious,
+    /// The wanted deployment is not there.
+    #[error("this machine has no deployment {0}")]
+    Unknown(DeploymentId),
+    /// The wanted deployment was never proven.
+    #[error("deployment {id} is {state}, not proven")]
+    NotProven {
+        /// The deployment.
+        id: DeploymentId,
+        /// Its state.
+        state: State,
+    },
+    /// It boots next anyway.
+    #[error("deployment {0} boots next already")]
+    Already(DeploymentId),
+}
+
+impl Machine<'_> {
+    /// Plans a rollback to a deployment, or to the previous one.
+    pub fn plan_rollback(&self, to: Option<DeploymentId>) -> Result<RollbackPlan, RollbackError> {
+        let record = self.record()?;
+        let to = match to {
+            Some(id) => id,
+            None => settle::previous(&record).ok_or(RollbackError::NoPrevious)?,
+        };
+        let to = record.deployment(to).ok_or(RollbackError::Unknown(to))?;
+        if to.state != State::Proven {
+            return Err(RollbackError::NotProven {
+                id: to.id,
+                state: to.state,
+            });
+        }
+        if to.id == record.default {
+            return Err(RollbackError::Already(to.id));
+        }
+        Ok(RollbackPlan {
+            from: record.default,
+            to: to.clone(),
+            discards: finalize::staged(&record).map(|staged| staged.id),
+        })
+    }
+
+    /// Makes the previous proven deployment, or the given one, the next to boot.
+    pub fn rollback(
+        &self,
+        store: &Store,
+        to: Option<DeploymentId>,
+    ) -> Result<RollbackPlan, RollbackError> {
+        let _lock = self.lock()?;
+        self.settle(store, Gate::Unknown)?;
+        let plan = self.plan_rollback(to)?;
+        let mut record = self.record()?;
+        record.deployments.retain(|d| d.state != State::Staged);
+        record.intent = Some(Intent::Select {
+            deployment: plan.to.id,
+        });
+        self.write(&record)?; // 1.
+        {
+            let mut boot = self
+                .host
+                .boot
+                .open(Access::ReadWrite)
+                .map_err(MachineError::OpenBoot)?;
+            let observed = render::observe(&*boot.partition).map_err(MachineError::OpenBoot)?;
+            let operations =
+                render::plan_select(&record, &observed, plan.to.id, &self.host.settings)
+                    .map_err(MachineError::Plan)?;
+            self.execute(store, &record, &operations, &mut *boot.partition)?; // 2.
+        }
+        self.settle(store, Gate::Unknown)?; // 3.
+        Ok(plan)
+    }
+}
