@@ -1,2 +1,92 @@
-//! To be written.
-fn main() {}
+//! Early boot: the first program of the initramfs. It mounts the deployment that the command line
+//! names, and starts its init.
+//!
+//! ```text
+//! device filesystems → modules → root device → /sysroot
+//!   → seal (once) → image → /newroot → /etc, /var → switch
+//! ```
+//!
+//! Invariant: nothing of an image runs, and nothing of it is shown, before its digest was found to be
+//! the one on the command line. Whatever fails, the machine restarts, so that the loader's counting
+//! goes on.
+
+mod console;
+mod copy;
+mod devices;
+mod root;
+mod seal;
+mod state;
+mod switch;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use bedplate_boot::cmdline::{BootArguments, Cmdline};
+
+use crate::console::Failure;
+
+/// How long a message stays readable before the machine restarts.
+const READABLE: Duration = Duration::from_secs(10);
+/// Where the physical root is mounted until the switch.
+const SYSROOT: &str = "/sysroot";
+/// Where the image is mounted until the switch.
+const NEW_ROOT: &str = "/newroot";
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        console::error("cannot run: this is the first program of an initramfs");
+        return ExitCode::FAILURE;
+    }
+    let Err(failure) = boot();
+    console::error(&failure.to_string());
+    if wants_shell() {
+        // Returns only when there is no shell.
+        let error = Command::new("/bin/sh").exec();
+        console::error(&format!("cannot start /bin/sh: {error}"));
+    }
+    std::thread::sleep(READABLE);
+    if let Err(error) = bedplate_sys::reboot::now() {
+        console::error(&format!("cannot restart: {error}"));
+    }
+    // The kernel panics when its first program ends, and restarts after `panic=` seconds.
+    ExitCode::FAILURE
+}
+
+/// Boots, from first to last.
+fn boot() -> Result<Infallible, Failure> {
+    devices::mount_kernel_filesystems()?;
+    let cmdline = std::fs::read_to_string("/proc/cmdline")
+        .map_err(|why| Failure::new("read the kernel command line", why))?;
+    let told = BootArguments::of(&Cmdline::parse(&cmdline))
+        .map_err(|why| Failure::new("find out what to boot", why))?;
+
+    let modules = devices::Modules::listed()?;
+    modules.load_needed();
+    let device = devices::wait_for(&told.root, &modules)?;
+    root::mount_physical(&device, Path::new(SYSROOT))?;
+
+    let physical = Path::new(SYSROOT);
+    if !told.image.unsealed_allowed {
+        seal::seal_once(physical)?;
+    }
+    let image = root::open_image(physical, &told.image)?;
+    let new_root = Path::new(NEW_ROOT);
+    let mounted = root::mount_image(physical, &image, &told.image, new_root)?;
+
+    state::provide_etc(physical, told.deployment, new_root)?;
+    state::provide_var(physical, new_root)?;
+    root::move_physical(physical, new_root)?;
+    switch::tell(&device, &told, mounted)?;
+    switch::switch(new_root, &told.init)
+}
+
+/// Returns whether the command line, as far as it can be read, asks for a shell.
+fn wants_shell() -> bool {
+    std::fs::read_to_string("/proc/cmdline")
+        .is_ok_and(|text| Cmdline::parse(&text).flag(bedplate_boot::cmdline::DEBUG))
+}
