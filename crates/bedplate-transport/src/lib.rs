@@ -1,12 +1,25 @@
 //! Where images come from and go to: OCI registries, both sides.
 //!
 //! ```text
-//! client    connections, credentials, registries.conf
-//! registry  the verbs of the distribution specification
-//! serve     the embedded registry
+//! pull ──→ download ─→ decompress ─→ pipeline ─→ store      package: a tree becomes an image of ours
+//! push ←── compress ←─ pipeline ←─ store
+//!   └─ registry   the verbs of the distribution specification
+//!        └─ client     connections, credentials, registries.conf
+//! serve   the embedded registry, for everyone's client
 //! ```
+//!
+//! Invariants: nothing counts before its digest was checked; nothing is held in memory whole; a
+//! credential goes to the host that it is for, and to no other.
 
 mod client;
+mod compress;
+mod decompress;
+mod download;
+mod event;
+mod package;
+mod pipeline;
+mod pull;
+mod push;
 mod registry;
 pub mod serve;
 
@@ -15,4 +28,10 @@ pub use client::config::{ConfigError, Registries};
 pub use client::connect::ConnectError;
 pub use client::http::{BodyError, HttpError};
 pub use client::{Client, ClientError, ClientOptions, Environment, TlsVerify};
+pub use compress::{ParseRecipeError, Recipe};
+pub use decompress::decompress_any;
+pub use event::{Event, Observer};
+pub use package::{PackageError, PackageOptions, Packaged, package};
+pub use pull::{PullError, PullOptions, Pulled, architecture_here};
+pub use push::{PushError, PushOptions, Pushed};
 pub use registry::RegistryError;

@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 /// What proves to a registry who asks.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Credential {
+pub(crate) enum Credential {
     /// A user and a password.
     Basic {
         /// The user.

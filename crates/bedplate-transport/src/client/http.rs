@@ -44,7 +44,7 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    pub(crate) fn new(connector: Connector) -> Self {
+    pub(super) fn new(connector: Connector) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)

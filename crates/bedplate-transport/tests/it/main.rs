@@ -1,5 +1,8 @@
 //! The transport's public interface, against itself and against the tools that people use.
 
+mod fake;
+mod hostile;
 mod interop;
 mod raw;
 mod serving;
+mod transfer;

@@ -1,0 +1,617 @@
+//! Pull: an image from a registry into the store.
+//!
+//! ```text
+//! manifest ─→ config ─→ layers (several at once):
+//!     blob ─→ digest, length ─→ decompress ─→ diff_id ─┐
+//!                                         └─→ tar ─→ objects, table
+//! ─→ flatten ─→ root digest ─→ ref ─→ commit
+//! ```
+//!
+//! Invariant: nothing is named before everything was checked: the manifest against the name's digest,
+//! the config and each layer against the manifest, each tar against the config, the tree against the
+//! root digest that the manifest announces. Memory does not grow with the size of layers.
+
+use std::io::{self, Read as _};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use bedplate_model::format::Shown;
+use bedplate_model::oci::{
+    ANNOTATION_ROOT, Compression, Config, DOCUMENT_MAX, Descriptor, Document, DocumentError,
+    Manifest,
+};
+use bedplate_model::{ImageName, RootDigest, RuleSet, Sha256};
+use bedplate_store::layer::{self, FlattenError, Layer, LayerError};
+use bedplate_store::{
+    BeginError, CommitError, PutError, ReadStoreError, RefTarget, RefsError, Store, Transaction,
+};
+use bytes::Bytes;
+
+use crate::Client;
+use crate::decompress::{self, Budget};
+use crate::download::{Download, DownloadError, fetch_small};
+use crate::event::{Event, Observer};
+use crate::pipeline::{self, PIECE_LEN};
+use crate::registry::{Access, Fetched, RegistryError, Remote};
+
+/// How a pull is done.
+#[derive(Clone, Debug)]
+pub struct PullOptions {
+    /// The architecture that is taken from an index, as Go names it.
+    pub architecture: String,
+    /// How many layers are fetched at once.
+    pub jobs: NonZeroUsize,
+    /// How many bytes all layers together may unpack to.
+    pub unpacked_max: u64,
+    /// The time that the ref gets, in seconds since 1970.
+    pub now: i64,
+}
+
+impl PullOptions {
+    /// Returns what is usual for this machine.
+    pub fn new(now: i64) -> Self {
+        Self {
+            architecture: architecture_here().to_owned(),
+            jobs: NonZeroUsize::new(4).expect("four is not zero"),
+            unpacked_max: 64 << 30,
+            now,
+        }
+    }
+}
+
+/// Returns this machine's architecture as Go names it.
+pub fn architecture_here() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "loongarch64" => "loong64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// What a pull brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// The image.
+    pub root: RootDigest,
+    /// Its manifest.
+    pub manifest: Sha256,
+    /// Its config.
+    pub config: Sha256,
+    /// How many layers it has.
+    pub layers: usize,
+    /// How many of them the store had.
+    pub layers_reused: usize,
+    /// The bytes of the layers that were fetched.
+    pub bytes_fetched: u64,
+}
+
+impl Client {
+    /// Pulls an image into a store, under its own name.
+    pub fn pull(
+        &self,
+        store: &Store,
+        image: &ImageName,
+        options: &PullOptions,
+        observer: &dyn Observer,
+    ) -> Result<Pulled, PullError> {
+        let runtime = self.handle();
+        // 1. The manifest, by the name's digest or what the registry says of its own answer.
+        let remote = runtime.block_on(Remote::open(self.shared(), image, Access::Pull))?;
+        let (fetched, manifest) = runtime.block_on(find_manifest(&remote, image, options))?;
+        if let Some(pulled) = already_here(store, image, &fetched, &manifest, options)? {
+            return Ok(pulled);
+        }
+        // 2. The config: it names the tar that each layer must unpack to.
+        let (config_bytes, config) = runtime.block_on(find_config(&remote, &manifest))?;
+        // 3. The layers.
+        let transaction = store.begin()?;
+        let ingest = Ingest {
+            client: self,
+            store,
+            transaction: &transaction,
+            remote: &remote,
+            observer,
+            budget: Budget::new(options.unpacked_max),
+            options,
+        };
+        let arrived = ingest.layers(&manifest.layers, &config.rootfs.diff_ids)?;
+        // 4. The tree, by the rules of who made the image.
+        let announced = announced_root(&manifest)?;
+        let rules = announced.map_or(RuleSet::Bootc1, |root| root.rules);
+        let layers: Vec<Layer> = arrived.layers;
+        let tree = layer::flatten(&layers, rules)?;
+        drop(layers);
+        let root = transaction.put_image(&tree, rules)?;
+        if let Some(announced) = announced
+            && announced != root
+        {
+            return Err(PullError::WrongRoot {
+                announced,
+                got: root,
+            });
+        }
+        // 5. Everything has its name at once.
+        let manifest_digest = transaction.put_blob(&fetched.bytes)?;
+        let config_digest = transaction.put_blob(&config_bytes)?;
+        let target = RefTarget {
+            root,
+            manifest: Some(manifest_digest),
+            config: Some(config_digest),
+            created: options.now,
+            signature: None,
+            policy: None,
+        };
+        transaction.set_ref(&ref_name(image), target)?;
+        transaction.commit()?;
+        Ok(Pulled {
+            root,
+            manifest: manifest_digest,
+            config: config_digest,
+            layers: manifest.layers.len(),
+            layers_reused: arrived.reused,
+            bytes_fetched: arrived.bytes,
+        })
+    }
+}
+
+/// Returns the name that a pulled image is kept under: its tag where it has one.
+fn ref_name(image: &ImageName) -> ImageName {
+    if image.tag().is_some() {
+        image.without_digest()
+    } else {
+        image.clone()
+    }
+}
+
+async fn find_manifest(
+    remote: &Remote,
+    image: &ImageName,
+    options: &PullOptions,
+) -> Result<(Fetched, Manifest), PullError> {
+    let mut fetched = remote
+        .manifest(&image.manifest_reference(), image.digest())
+        .await?;
+    let mut document = Document::parse(&fetched.bytes)?;
+    if let Document::Index(index) = &document {
+        let chosen = index
+            .manifests
+            .iter()
+            .find(|entry| {
+                entry.platform.as_ref().is_some_and(|platform| {
+                    platform.os == "linux" && platform.architecture == options.architecture
+                })
+            })
+            .ok_or_else(|| PullError::Platform {
+                wanted: options.architecture.clone(),
+                offered: index
+                    .manifests
+                    .iter()
+                    .filter_map(|entry| entry.platform.as_ref())
+                    .map(|platform| {
+                        Shown(format!("{}/{}", platform.os, platform.architecture)).to_string()
+                    })
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })?;
+        let digest = chosen.digest;
+        fetched = remote.manifest(&digest.to_string(), Some(digest)).await?;
+        document = Document::parse(&fetched.bytes)?;
+    }
+    match document {
+        Document::Manifest(manifest) => Ok((fetched, manifest)),
+        Document::Index(_) => Err(PullError::NestedIndex(fetched.digest)),
+    }
+}
+
+async fn find_config(remote: &Remote, manifest: &Manifest) -> Result<(Vec<u8>, Config), PullError> {
+    let Descriptor { digest, size, .. } = manifest.config;
+    if size > DOCUMENT_MAX {
+        return Err(PullError::ConfigTooLong(size));
+    }
+    let bytes = fetch_small(remote.clone(), digest, size).await?;
+    let config: Config = serde_json::from_slice(&bytes).map_err(PullError::Config)?;
+    let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
+    if layers != diff_ids {
+        return Err(PullError::LayerCount { layers, diff_ids });
+    }
+    Ok((bytes, config))
+}
+
+/// Finds out whether the store has this very manifest, and then only sets the ref.
+fn already_here(
+    store: &Store,
+    image: &ImageName,
+    fetched: &Fetched,
+    manifest: &Manifest,
+    options: &PullOptions,
+) -> Result<Option<Pulled>, PullError> {
+    let Some(known) = store.resolve(&image.with_digest(fetched.digest))? else {
+        return Ok(None);
+    };
+    let (Some(digest), Some(config)) = (known.manifest, known.config) else {
+        return Ok(None);
+    };
+    if digest != fetched.digest {
+        return Ok(None);
+    }
+    let root = known.root;
+    if announced_root(manifest)?.is_some_and(|announced| announced != root) {
+        return Ok(None);
+    }
+    let transaction = store.begin()?;
+    let target = RefTarget {
+        created: options.now,
+        ..known
+    };
+    transaction.set_ref(&ref_name(image), target)?;
+    transaction.commit()?;
+    Ok(Some(Pulled {
+        root,
+        manifest: digest,
+        config,
+        layers: manifest.layers.len(),
+        layers_reused: manifest.layers.len(),
+        bytes_fetched: 0,
+    }))
+}
+
+fn announced_root(manifest: &Manifest) -> Result<Option<RootDigest>, PullError> {
+    manifest
+        .annotations
+        .get(ANNOTATION_ROOT)
+        .map(|text| {
+            text.parse()
+                .map_err(|_| PullError::AnnouncedRoot(Shown(text.clone())))
+        })
+        .transpose()
+}
+
+/// What all layers of one pull share.
+struct Ingest<'a> {
+    client: &'a Client,
+    store: &'a Store,
+    transaction: &'a Transaction<'a>,
+    remote: &'a Remote,
+    observer: &'a dyn Observer,
+    budget: Budget,
+    options: &'a PullOptions,
+}
+
+struct Arrived {
+    layers: Vec<Layer>,
+    reused: usize,
+    bytes: u64,
+}
+
+impl Ingest<'_> {
+    /// Brings in all layers, several at once.
+    fn layers(&self, blobs: &[Descriptor], diff_ids: &[Sha256]) -> Result<Arrived, PullError> {
+        let bytes = blobs
+            .iter()
+            .fold(0, |sum: u64, blob| sum.saturating_add(blob.size));
+        self.observer.on(Event::Planned {
+            layers: blobs.len(),
+            bytes,
+        });
+        let next = AtomicUsize::new(0);
+        let failed = AtomicBool::new(false);
+        let done: Mutex<Vec<(usize, Result<(Layer, u64), PullError>)>> = Mutex::default();
+        std::thread::scope(|scope| {
+            for _ in 0..self.options.jobs.get().min(blobs.len()) {
+                scope.spawn(|| {
+                    while !failed.load(Ordering::Relaxed) {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let (Some(blob), Some(diff_id)) = (blobs.get(at), diff_ids.get(at)) else {
+                            return;
+                        };
+                        let outcome = self.layer(blob, diff_id);
+                        failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                        done.push((at, outcome));
+                    }
+                });
+            }
+        });
+        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.sort_unstable_by_key(|(at, _)| *at);
+        let mut arrived = Arrived {
+            layers: Vec::with_capacity(done.len()),
+            reused: 0,
+            bytes: 0,
+        };
+        for (_, outcome) in done {
+            let (layer, fetched) = outcome?;
+            arrived.layers.push(layer);
+            arrived.bytes += fetched;
+            arrived.reused += usize::from(fetched == 0);
+        }
+        Ok(arrived)
+    }
+
+    /// Brings in one layer; returns it with the bytes that were fetched for it.
+    fn layer(&self, blob: &Descriptor, diff_id: &Sha256) -> Result<(Layer, u64), PullError> {
+        if let Some(layer) = self.known_layer(diff_id)? {
+            self.observer.on(Event::LayerReused {
+                digest: blob.digest,
+                size: blob.size,
+            });
+            return Ok((layer, 0));
+        }
+        let compression = Compression::of_media_type(&blob.media_type)
+            .ok_or_else(|| PullError::MediaType(Shown(blob.media_type.clone())))?;
+        self.observer.on(Event::LayerStarted {
+            digest: blob.digest,
+            size: blob.size,
+        });
+        let layer = self.fetch_layer(blob, compression, diff_id)?;
+        self.transaction.put_layer(*diff_id, &layer.encode())?;
+        self.observer.on(Event::LayerFinished {
+            digest: blob.digest,
+        });
+        Ok((layer, blob.size))
+    }
+
+    /// Returns a layer that the store has whole.
+    fn known_layer(&self, diff_id: &Sha256) -> Result<Option<Layer>, PullError> {
+        let Some(table) = self.store.layer(diff_id)? else {
+            return Ok(None);
+        };
+        // A damaged table, or one whose objects are gone, is as good as none: the layer is fetched.
+        let Ok(layer) = Layer::decode(&table) else {
+            return Ok(None);
+        };
+        match self.transaction.hold_objects(layer.objects().copied()) {
+            Ok(()) => Ok(Some(layer)),
+            Err(PutError::Missing(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Fetches, checks and takes apart one layer.
+    fn fetch_layer(
+        &self,
+        blob: &Descriptor,
+        compression: Compression,
+        diff_id: &Sha256,
+    ) -> Result<Layer, PullError> {
+        let download = Download::start(self.client.handle(), self.remote.clone(), blob);
+        let Download { reader, outcome } = download;
+        let counted = Counted {
+            inner: reader,
+            digest: blob.digest,
+            observer: self.observer,
+        };
+        let (to_hasher, hashed) = pipeline::channel();
+        let (to_parser, mut tar) = pipeline::channel();
+        let (unpacked, got, layer) = std::thread::scope(|scope| {
+            let unpacking = scope.spawn(move || {
+                self.unpack(compression, counted, |piece: Bytes| {
+                    // A parser that is gone has failed, and says why.
+                    let parsed = to_parser.send(piece.clone()).is_ok();
+                    parsed && to_hasher.send(piece).is_ok()
+                })
+            });
+            let hashing = scope.spawn(move || hashed.digest());
+            let layer = layer::read(&mut tar, self.transaction);
+            if layer.is_ok() {
+                // Whatever follows the archive's end belongs to the tar's digest too. A pipe between
+                // threads does not fail.
+                let _ = io::copy(&mut tar, &mut io::sink());
+            }
+            drop(tar);
+            (join(unpacking), join(hashing), layer)
+        });
+        // The first cause is reported: a broken download makes every later stage fail.
+        match outcome.wait() {
+            Err(DownloadError::Registry(error)) => return Err(error.into()),
+            Ok(()) | Err(DownloadError::Abandoned) => {}
+        }
+        let whole = unpacked.map_err(|problem| match problem {
+            Unpacking::Damaged(source) => PullError::Damaged {
+                layer: blob.digest,
+                source,
+            },
+            Unpacking::TooMuch => PullError::TooMuch {
+                limit: self.options.unpacked_max,
+            },
+        })?;
+        let layer = layer.map_err(|source| PullError::Layer {
+            layer: blob.digest,
+            source,
+        })?;
+        if !whole || got != *diff_id {
+            return Err(PullError::WrongDiffId {
+                layer: blob.digest,
+                wanted: *diff_id,
+                got,
+            });
+        }
+        Ok(layer)
+    }
+
+    /// Decompresses a blob piece by piece; returns whether all pieces were wanted.
+    fn unpack(
+        &self,
+        compression: Compression,
+        source: Counted<'_>,
+        mut give: impl FnMut(Bytes) -> bool,
+    ) -> Result<bool, Unpacking> {
+        let mut source = decompress::reader(compression, source).map_err(Unpacking::Damaged)?;
+        loop {
+            let mut piece = Vec::with_capacity(PIECE_LEN);
+            let read = (&mut source)
+                .take(PIECE_LEN as u64)
+                .read_to_end(&mut piece)
+                .map_err(Unpacking::Damaged)?;
+            if read == 0 {
+                return Ok(true);
+            }
+            if !self.budget.take(read as u64) {
+                return Err(Unpacking::TooMuch);
+            }
+            if !give(piece.into()) {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Why a blob was not unpacked to its end.
+enum Unpacking {
+    Damaged(io::Error),
+    TooMuch,
+}
+
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Tells an observer how much of a blob was read.
+struct Counted<'a> {
+    inner: crate::download::BlobReader,
+    digest: Sha256,
+    observer: &'a dyn Observer,
+}
+
+impl io::Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.tell(count);
+        Ok(count)
+    }
+}
+
+impl io::BufRead for Counted<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.inner.consume(amount);
+        self.tell(amount);
+    }
+}
+
+impl Counted<'_> {
+    fn tell(&self, count: usize) {
+        if count > 0 {
+            self.observer.on(Event::Bytes {
+                digest: self.digest,
+                count: count as u64,
+            });
+        }
+    }
+}
+
+/// Why an image could not be pulled.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The registry did not give it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The manifest is none that can be read.
+    #[error("the image's manifest cannot be used")]
+    Document(#[from] DocumentError),
+    /// The image is not for this architecture.
+    #[error("the image has no version for linux/{wanted} (it has {offered})")]
+    Platform {
+        /// The architecture that was wanted.
+        wanted: String,
+        /// What there is.
+        offered: String,
+    },
+    /// An index in an index.
+    #[error("{0} is an index inside an index")]
+    NestedIndex(Sha256),
+    /// The config is longer than any config is.
+    #[error("the image's config is said to have {0} bytes")]
+    ConfigTooLong(u64),
+    /// The config cannot be read.
+    #[error("the image's config cannot be used")]
+    Config(#[source] serde_json::Error),
+    /// Manifest and config do not belong together.
+    #[error("the manifest has {layers} layers and the config {diff_ids}")]
+    LayerCount {
+        /// Layers in the manifest.
+        layers: usize,
+        /// Layers in the config.
+        diff_ids: usize,
+    },
+    /// A layer is none.
+    #[error("a layer is of type {0}, which is not supported")]
+    MediaType(Shown),
+    /// A layer cannot be decompressed.
+    #[error("the layer {layer} is damaged")]
+    Damaged {
+        /// The layer.
+        layer: Sha256,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The layers unpack to more than is allowed.
+    #[error("the image unpacks to more than {limit} bytes")]
+    TooMuch {
+        /// The limit.
+        limit: u64,
+    },
+    /// A layer is no proper tar, or cannot be stored.
+    #[error("the layer {layer} cannot be taken in")]
+    Layer {
+        /// The layer.
+        layer: Sha256,
+        /// What went wrong.
+        source: LayerError,
+    },
+    /// A layer unpacks to something else than the config says.
+    #[error("the layer {layer} should unpack to {wanted} and unpacks to {got}")]
+    WrongDiffId {
+        /// The layer.
+        layer: Sha256,
+        /// What the config says.
+        wanted: Sha256,
+        /// What it is.
+        got: Sha256,
+    },
+    /// The manifest announces a root digest that is none.
+    #[error("the manifest announces the root digest `{0}`, which is none")]
+    AnnouncedRoot(Shown),
+    /// The layers give another tree than the manifest announces.
+    #[error("the manifest announces the root digest {announced}, and its layers give {got}")]
+    WrongRoot {
+        /// What the manifest says.
+        announced: RootDigest,
+        /// What the layers give.
+        got: RootDigest,
+    },
+    /// The layers make no tree.
+    #[error("the image's layers make no tree")]
+    Flatten(#[from] FlattenError),
+    /// The store could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadStoreError),
+    /// The store's refs could not be read.
+    #[error(transparent)]
+    Refs(#[from] RefsError),
+    /// The store takes nothing in.
+    #[error(transparent)]
+    Begin(#[from] BeginError),
+    /// Something could not be stored.
+    #[error(transparent)]
+    Put(#[from] PutError),
+    /// It could not be made durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl PullError {
+    /// Returns whether the same pull may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Registry(error) if error.is_transient())
+    }
+}
