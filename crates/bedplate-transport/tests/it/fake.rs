@@ -13,7 +13,6 @@ use sha2::Digest as _;
 /// What a client asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
-    pub(crate) method: String,
     pub(crate) path: String,
     headers: HashMap<String, String>,
 }
@@ -93,7 +92,7 @@ fn converse(stream: &TcpStream, answer: &dyn Fn(&Asked) -> Reply) -> Option<()> 
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split(' ');
-    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let path = words.nth(1)?.to_owned();
     let mut headers = HashMap::new();
     loop {
         let mut line = String::new();
@@ -109,11 +108,7 @@ fn converse(stream: &TcpStream, answer: &dyn Fn(&Asked) -> Reply) -> Option<()> 
     {
         reader.take(len).read_to_end(&mut Vec::new()).ok()?;
     }
-    let asked = Asked {
-        method,
-        path,
-        headers,
-    };
+    let asked = Asked { path, headers };
     let mut stream = stream;
     match answer(&asked) {
         Reply::Raw(head, body) => {

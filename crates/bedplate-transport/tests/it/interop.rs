@@ -2,11 +2,20 @@
 //!
 //! Each test runs where its tools are installed, and says so where they are not.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use bedplate_transport::serve::Running;
+use bedplate_model::tree::{Content, Node};
+use bedplate_model::{ImageName, Metadata, Name, RootDigest, RuleSet, Timestamp, Tree};
+use bedplate_store::{RefTarget, Store};
+use bedplate_transport::{
+    Client, ClientOptions, PackageOptions, PullError, PullOptions, PushOptions, Recipe,
+    RegistryError,
+};
+
+use crate::transfer::{client, name, quiet, serve};
 
 /// Returns whether all programs are here; names one that is not.
 fn have(programs: &[&str]) -> bool {
@@ -53,10 +62,6 @@ fn layout(dir: &Path) -> String {
         std::fs::remove_dir_all(&bundle).unwrap();
     }
     image
-}
-
-fn serve(dir: &Path) -> Running {
-    Running::start(SocketAddr::from(([127, 0, 0, 1], 0)), dir).unwrap()
 }
 
 #[test]
@@ -120,4 +125,292 @@ fn skopeo_copies_to_our_registry_and_back() {
     );
     run("skopeo", &["delete", "--tls-verify=false", &remote]);
     assert_eq!(digest(&source), digest(&other));
+}
+
+/// Commits a small tree with what only exact layers keep, as `localhost/mine:v1`.
+fn committed(store: &Store) -> (ImageName, RootDigest) {
+    let metadata = |mode| Metadata {
+        mtime: Timestamp {
+            seconds: 1_700_000_000,
+            nanoseconds: 123_456_789,
+        },
+        ..Metadata::root_owned(mode)
+    };
+    let component = |text: &str| Name::try_from(text).unwrap();
+    let transaction = store.begin().unwrap();
+    let mut tree = Tree::new(metadata(0o755));
+    let directory = Node::new(metadata(0o755), Content::empty_directory());
+    let usr = tree
+        .insert(Tree::ROOT, component("usr"), directory)
+        .unwrap();
+    let big: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
+    for (file, bytes) in [("big", &big[..]), ("small", b"inline"), ("empty", b"")] {
+        let content = transaction.put_bytes(bytes).unwrap();
+        let node = Node::new(metadata(0o4755), Content::File(content));
+        let id = tree.insert(usr, component(file), node).unwrap();
+        tree.link(usr, component(&format!("{file}-link")), id)
+            .unwrap();
+    }
+    let root = transaction.put_image(&tree, RuleSet::Exact1).unwrap();
+    let image: ImageName = "localhost/mine:v1".parse().unwrap();
+    let target = RefTarget {
+        root,
+        manifest: None,
+        config: None,
+        created: 0,
+        signature: None,
+        policy: None,
+    };
+    transaction.set_ref(&image, target).unwrap();
+    transaction.commit().unwrap();
+    (image, root)
+}
+
+fn options(recipe: Recipe) -> PushOptions {
+    PushOptions {
+        package: PackageOptions {
+            recipe,
+            ..PackageOptions::default()
+        },
+        ..PushOptions::default()
+    }
+}
+
+#[test]
+fn a_tree_of_ours_comes_back_with_the_same_root_digest() {
+    let mut manifests = Vec::new();
+    for recipe in [Recipe::ZSTD, Recipe::GZIP, Recipe::None, Recipe::ZSTD] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(&dir.path().join("store")).unwrap();
+        let (image, root) = committed(&store);
+        let registry = serve(&dir.path().join("registry"));
+        let there = name(registry.local_addr(), "a/b:v1");
+        let pushed = client()
+            .push(&store, &image, &there, &options(recipe), &quiet)
+            .unwrap();
+        assert!(!pushed.remade, "{recipe}");
+        let other = Store::create(&dir.path().join("other")).unwrap();
+        let pulled = client()
+            .pull(&other, &there, &PullOptions::new(0), &quiet)
+            .unwrap();
+        assert_eq!(
+            (pulled.root, pulled.manifest),
+            (root, pushed.manifest),
+            "{recipe}"
+        );
+        manifests.push(pushed.manifest);
+    }
+    assert_eq!(
+        manifests[0], manifests[3],
+        "the same tree, the same manifest"
+    );
+}
+
+#[test]
+fn umoci_unpacks_what_skopeo_fetches_of_ours() {
+    if !have(&["skopeo", "umoci"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(&dir.path().join("store")).unwrap();
+    let (image, _) = committed(&store);
+    let registry = serve(&dir.path().join("registry"));
+    let there = name(registry.local_addr(), "a/b:v1");
+    client()
+        .push(&store, &image, &there, &options(Recipe::GZIP), &quiet)
+        .unwrap();
+
+    let layout = format!("{}:v1", dir.path().join("layout").display());
+    let (remote, local) = (format!("docker://{there}"), format!("oci:{layout}"));
+    run(
+        "skopeo",
+        &["copy", "--src-tls-verify=false", &remote, &local],
+    );
+    let bundle = dir.path().join("bundle");
+    run(
+        "umoci",
+        &[
+            "unpack",
+            "--rootless",
+            "--image",
+            &layout,
+            bundle.to_str().unwrap(),
+        ],
+    );
+    let usr = bundle.join("rootfs/usr");
+    assert_eq!(std::fs::metadata(usr.join("big")).unwrap().len(), 3_000_000);
+    assert_eq!(std::fs::read(usr.join("small-link")).unwrap(), b"inline");
+}
+
+#[test]
+fn an_image_of_umoci_is_pulled_and_pushed_on() {
+    if !have(&["skopeo", "umoci"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = format!("oci:{}", layout(dir.path()));
+    let registry = serve(&dir.path().join("registry"));
+    let there = name(registry.local_addr(), "theirs:v1");
+    let remote = format!("docker://{there}");
+    run(
+        "skopeo",
+        &["copy", "--dest-tls-verify=false", &source, &remote],
+    );
+
+    let store = Store::create(&dir.path().join("store")).unwrap();
+    let pulled = client()
+        .pull(&store, &there, &PullOptions::new(0), &quiet)
+        .unwrap();
+    assert_eq!(pulled.layers, 2);
+    let onward = name(registry.local_addr(), "onward:v1");
+    let pushed = client()
+        .push(&store, &there, &onward, &options(Recipe::GZIP), &quiet)
+        .unwrap();
+    // The repository lies on the same registry, so its layers are mounted as they are.
+    assert_eq!((pushed.remade, pushed.layers_reused), (false, 2));
+    let back = format!("oci:{}:v1", dir.path().join("back").display());
+    run(
+        "skopeo",
+        &[
+            "copy",
+            "--src-tls-verify=false",
+            &format!("docker://{onward}"),
+            &back,
+        ],
+    );
+}
+
+#[test]
+fn podman_pulls_ours_and_pushes_to_us() {
+    if !have(&["podman"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(&dir.path().join("store")).unwrap();
+    let (image, _) = committed(&store);
+    let registry = serve(&dir.path().join("registry"));
+    let there = name(registry.local_addr(), "a/b:v1");
+    client()
+        .push(&store, &image, &there, &options(Recipe::ZSTD), &quiet)
+        .unwrap();
+
+    let (root, run_root) = (dir.path().join("podman"), dir.path().join("run"));
+    let global = [
+        "--root",
+        root.to_str().unwrap(),
+        "--runroot",
+        run_root.to_str().unwrap(),
+        "--storage-driver",
+        "vfs",
+    ];
+    let podman = |arguments: &[&str]| run("podman", &[&global[..], arguments].concat());
+    let theirs = name(registry.local_addr(), "podman/os:v1");
+    podman(&["pull", "--tls-verify=false", &there.to_string()]);
+    podman(&["tag", &there.to_string(), &theirs.to_string()]);
+    podman(&["push", "--tls-verify=false", &theirs.to_string()]);
+
+    let other = Store::create(&dir.path().join("other")).unwrap();
+    let pulled = client()
+        .pull(&other, &theirs, &PullOptions::new(0), &quiet)
+        .unwrap();
+    assert_eq!(pulled.layers, 1);
+}
+
+/// Debian's docker-registry with a user and a password; ends when dropped.
+struct DockerRegistry {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl DockerRegistry {
+    fn start(dir: &Path) -> Self {
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        // The password is `pass`.
+        std::fs::write(
+            dir.join("htpasswd"),
+            "user:$2b$04$cPVrSzBRhec59SAlbRztoe0bvBgoOsH9V8C3C1swSg.amwFZ6.f3m\n",
+        )
+        .unwrap();
+        let config = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {dir}/data\nhttp:\n  addr: {address}\nauth:\n  htpasswd:\n    realm: test\n    path: {dir}/htpasswd\n",
+            dir = dir.display()
+        );
+        std::fs::write(dir.join("config.yml"), config).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(dir.join("config.yml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let registry = Self { child, address };
+        for _ in 0..200 {
+            if TcpStream::connect(address).is_ok() {
+                return registry;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("docker-registry does not listen");
+    }
+}
+
+impl Drop for DockerRegistry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn docker_registry_takes_our_push_and_gives_it_back_for_the_right_password() {
+    if !have(&["docker-registry"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = DockerRegistry::start(dir.path());
+    let store = Store::create(&dir.path().join("store")).unwrap();
+    let (image, root) = committed(&store);
+    let there = name(registry.address, "team/os:v1");
+    let with_password = |auth: &str| {
+        let file = dir.path().join("auth.json");
+        let text = format!(
+            r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#,
+            registry.address
+        );
+        std::fs::write(&file, text).unwrap();
+        Client::new(ClientOptions {
+            auth_files: vec![file],
+            ..ClientOptions::default()
+        })
+        .unwrap()
+    };
+    // user:pass, user:word
+    let (right, wrong) = (with_password("dXNlcjpwYXNz"), "dXNlcjp3b3Jk");
+    for recipe in [Recipe::ZSTD, Recipe::GZIP] {
+        let pushed = right
+            .push(&store, &image, &there, &options(recipe), &quiet)
+            .unwrap();
+        assert!(!pushed.remade);
+        let again = right
+            .push(&store, &image, &there, &options(recipe), &quiet)
+            .unwrap();
+        assert_eq!((again.layers_reused, again.bytes_sent), (1, 0));
+    }
+    let other = Store::create(&dir.path().join("other")).unwrap();
+    let pulled = right
+        .pull(&other, &there, &PullOptions::new(0), &quiet)
+        .unwrap();
+    assert_eq!(pulled.root, root);
+    let third = Store::create(&dir.path().join("third")).unwrap();
+    let outcome = with_password(wrong).pull(&third, &there, &PullOptions::new(0), &quiet);
+    assert!(
+        matches!(
+            outcome,
+            Err(PullError::Registry(RegistryError::Denied { .. }))
+        ),
+        "{outcome:?}"
+    );
 }
