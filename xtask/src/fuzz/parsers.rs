@@ -1,5 +1,6 @@
 //! The parsers, each with seeds from our own writers and with what must hold for what it accepts.
 
+mod boot;
 mod trees;
 
 use anyhow::Result;
@@ -38,6 +39,18 @@ pub(super) const PARSERS: &[Parser] = &[
         seeds: records,
         repair: leave,
         parse: record,
+    },
+    Parser {
+        name: "boot-entry",
+        seeds: boot::entries,
+        repair: leave,
+        parse: boot::entry,
+    },
+    Parser {
+        name: "boot-files",
+        seeds: boot::files,
+        repair: leave,
+        parse: boot::file,
     },
     Parser {
         name: "tar",
