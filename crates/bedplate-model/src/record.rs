@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Invariants, checked when a record is parsed: ids are unique; `default` names a deployment of
-//! the record; at least one deployment is proven, or it is the only one. `docs/format/record.md` is normative.
+//! the record; at least one deployment is proven, or it is the only one beside what is staged. `docs/format/record.md` is normative.
 
 use std::fmt;
 use std::str::FromStr;
@@ -240,11 +240,13 @@ impl Record {
         if self.deployment(self.default).is_none() {
             return Err(ParseRecordError::NoDefault(self.default));
         }
+        // What is staged has no boot entry, so the first installation may wait for its gate beside it.
+        let bootable = |deployment: &&Deployment| deployment.state != State::Staged;
         let proven = self
             .deployments
             .iter()
             .any(|deployment| deployment.state == State::Proven);
-        if !proven && self.deployments.len() > 1 {
+        if !proven && self.deployments.iter().filter(bootable).count() > 1 {
             return Err(ParseRecordError::NothingProven);
         }
         Ok(())
@@ -266,7 +268,7 @@ pub enum ParseRecordError {
     /// The default is not there.
     #[error("the record's default {0} is none of its deployments")]
     NoDefault(DeploymentId),
-    /// There is more than one deployment, and none is proven.
+    /// There is more than one deployment that could boot, and none is proven.
     #[error("the record has no proven deployment")]
     NothingProven,
 }
@@ -317,6 +319,12 @@ mod tests {
             Record::parse(&record.to_json()).is_ok(),
             "the only one need not be proven"
         );
+        record.deployments.push(deployment(2, State::Staged));
+        assert!(
+            Record::parse(&record.to_json()).is_ok(),
+            "also while another one is staged"
+        );
+        record.deployments.pop();
         record.deployments.push(deployment(1, State::Proven));
         assert!(matches!(
             Record::parse(&record.to_json()),

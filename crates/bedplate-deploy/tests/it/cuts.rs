@@ -1,0 +1,193 @@
+//! The power is cut at each write of each verb: the machine boots the old system or the new one, and
+//! whatever was interrupted is completed or undone by the next verb.
+
+use bedplate_deploy::{Finalized, Staging};
+use bedplate_model::record::{DeploymentId, State};
+
+use crate::life::{stage, upgrade};
+use crate::simulated::{FIRST, Simulated, name};
+
+/// More writes than any verb makes.
+const MANY: u32 = 200;
+
+/// Cuts a verb at each of its writes, on a fresh machine each time, and lets `after` look at what is
+/// left. `after` is told whether the verb was cut.
+fn cut_everywhere(
+    before: impl Fn() -> Simulated,
+    verb: impl Fn(&Simulated) -> bool,
+    after: impl Fn(Simulated, bool),
+) {
+    for writes in 0..MANY {
+        let machine = before();
+        machine.power.leave(Some(writes));
+        let done = verb(&machine);
+        machine.power.leave(None);
+        after(machine, !done);
+        if done {
+            assert!(writes > 0, "the verb writes something");
+            return;
+        }
+    }
+    panic!("the verb does not end");
+}
+
+/// The deployment besides the first.
+fn other(machine: &Simulated) -> Option<DeploymentId> {
+    machine
+        .record()
+        .deployments
+        .iter()
+        .map(|d| d.id)
+        .find(|id| *id != FIRST)
+}
+
+/// Checks that the machine can still be upgraded, proven and rolled back.
+fn still_works(machine: &mut Simulated, version: u8) {
+    machine.with(|m| m.prove(&machine.store)).unwrap();
+    let booted = machine.booted;
+    let new = upgrade(machine, version);
+    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.rollback(&machine.store, None)).unwrap();
+    assert_eq!(machine.boot(), booted, "{new} is rolled back");
+}
+
+#[test]
+fn staging_is_done_or_was_never_begun() {
+    cut_everywhere(
+        Simulated::proven,
+        |machine| {
+            let target = machine.image(2);
+            let staging = Staging {
+                image: &name(),
+                target: &target,
+                retry: false,
+            };
+            machine.with(|m| m.stage(&machine.store, &staging)).is_ok()
+        },
+        |mut machine, cut| {
+            assert_eq!(machine.boot(), FIRST);
+            assert!(cut || other(&machine).is_some());
+            still_works(&mut machine, 3);
+        },
+    );
+}
+
+#[test]
+fn an_interrupted_finalize_is_completed_or_waits_for_the_next_shutdown() {
+    cut_everywhere(
+        || {
+            let machine = Simulated::proven();
+            stage(&machine, 2);
+            machine
+        },
+        |machine| machine.with(|m| m.finalize(&machine.store)).is_ok(),
+        |mut machine, cut| {
+            let staged = other(&machine).unwrap();
+            let booted = machine.boot();
+            assert!(booted == staged || (cut && booted == FIRST));
+            machine.with(|m| m.prove(&machine.store)).unwrap();
+            let record = machine.record();
+            assert_eq!(record.intent, None);
+            let state = record.deployment(staged).unwrap().state;
+            if booted == staged {
+                assert_eq!(state, State::Proven);
+            } else {
+                // Still staged: nothing of the update is lost.
+                assert_eq!(state, State::Staged);
+                let done = machine.with(|m| m.finalize(&machine.store)).unwrap();
+                assert!(
+                    matches!(done, Finalized::Trial { deployment, .. } if deployment == staged)
+                );
+                assert_eq!(machine.boot(), staged);
+            }
+            assert!(machine.etc(staged).join("release").exists());
+            still_works(&mut machine, 3);
+        },
+    );
+}
+
+#[test]
+fn an_interrupted_proving_is_completed_whatever_boots() {
+    cut_everywhere(
+        || {
+            let mut machine = Simulated::proven();
+            upgrade(&mut machine, 2);
+            machine
+        },
+        |machine| machine.with(|m| m.prove(&machine.store)).is_ok(),
+        |mut machine, cut| {
+            let new = other(&machine).unwrap();
+            let booted = machine.boot();
+            assert!(booted == new || (cut && booted == FIRST));
+            machine.with(|m| m.prove(&machine.store)).unwrap();
+            assert_eq!(machine.record().default, new);
+            assert_eq!(machine.boot(), new);
+            still_works(&mut machine, 3);
+        },
+    );
+}
+
+#[test]
+fn an_interrupted_rollback_leaves_one_of_both() {
+    cut_everywhere(
+        || {
+            let mut machine = Simulated::proven();
+            upgrade(&mut machine, 2);
+            machine.with(|m| m.prove(&machine.store)).unwrap();
+            machine
+        },
+        |machine| machine.with(|m| m.rollback(&machine.store, None)).is_ok(),
+        |mut machine, cut| {
+            let booted = machine.boot();
+            assert!(booted == FIRST || cut);
+            machine.with(|m| m.prove(&machine.store)).unwrap();
+            assert_eq!(machine.record().default, booted);
+            assert_eq!(machine.record().intent, None);
+            still_works(&mut machine, 3);
+        },
+    );
+}
+
+#[test]
+fn an_interrupted_fallback_is_settled() {
+    cut_everywhere(
+        || {
+            let mut machine = Simulated::proven();
+            let id = upgrade(&mut machine, 2);
+            assert_eq!((machine.boot(), machine.boot()), (id, id));
+            assert_eq!(machine.boot(), FIRST);
+            machine
+        },
+        |machine| machine.with(|m| m.prove(&machine.store)).is_ok(),
+        |mut machine, _| {
+            assert_eq!(machine.boot(), FIRST);
+            machine.with(|m| m.prove(&machine.store)).unwrap();
+            assert_eq!(machine.record().bad.len(), 1);
+            still_works(&mut machine, 3);
+        },
+    );
+}
+
+#[test]
+fn an_entry_that_the_loader_loses_while_counting_is_a_failed_trial() {
+    let mut machine = Simulated::proven();
+    let id = stage(&machine, 2);
+    machine.with(|m| m.finalize(&machine.store)).unwrap();
+    machine.lose(&format!("loader/entries/bedplate-{FIRST}-{id}+3.conf"));
+    assert_eq!(machine.boot(), FIRST);
+    machine.with(|m| m.prove(&machine.store)).unwrap();
+    assert_eq!(machine.record().deployment(id).unwrap().state, State::Bad);
+    still_works(&mut machine, 3);
+}
+
+#[test]
+fn a_half_written_etc_is_begun_anew() {
+    let mut machine = Simulated::proven();
+    let id = stage(&machine, 2);
+    let unfinished = machine.etc(id).with_file_name("etc.new");
+    std::fs::create_dir_all(unfinished.join("half")).unwrap();
+    machine.with(|m| m.finalize(&machine.store)).unwrap();
+    assert!(!unfinished.exists());
+    assert!(!machine.etc(id).join("half").exists());
+    assert_eq!(machine.boot(), id);
+}

@@ -1,0 +1,314 @@
+//! Installs to files, looked at with the tools of others.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bedplate_deploy::install::{
+    ExecuteError, Identifiers, InstallOptions, InstallPlan, PlanError, TargetError,
+};
+use bedplate_model::{ImageName, RuleSet};
+use bedplate_store::{RefTarget, Store, scan};
+use uuid::Uuid;
+
+/// The smallest ESP, so that tests write little.
+const ESP: u64 = 40 << 20;
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    store: Store,
+    name: ImageName,
+}
+
+impl Fixture {
+    /// Makes a store with one image that has what a boot needs, and some files besides.
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        let put = |path: &str, bytes: &[u8]| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        put("usr/lib/modules/6.1.0-1/vmlinuz", &[1; 300_000]);
+        put("usr/lib/modules/6.1.0-1/initramfs.img", &[2; 500_000]);
+        put("usr/lib/systemd/boot/efi/systemd-bootx64.efi", &[3; 90_000]);
+        put(
+            "usr/lib/os-release",
+            b"PRETTY_NAME=\"Test OS 1\"\nVERSION_ID=1\n",
+        );
+        put(
+            "usr/lib/bedplate/kargs.d/10.toml",
+            b"kargs = [\"console=ttyS0\"]",
+        );
+        put("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
+        for number in 0..50 {
+            put(
+                &format!("usr/share/doc/{number}"),
+                &vec![number; 1000 * usize::from(number)],
+            );
+        }
+        let store = Store::create(&directory.path().join("store")).unwrap();
+        let name: ImageName = "registry.example:5000/os:v1".parse().unwrap();
+        let transaction = store.begin().unwrap();
+        let tree = scan(&root, &transaction, &()).unwrap();
+        let image = transaction.put_image(&tree, RuleSet::Exact1).unwrap();
+        let target = RefTarget {
+            root: image,
+            manifest: None,
+            config: None,
+            created: 0,
+            signature: None,
+            policy: None,
+        };
+        transaction.set_ref(&name, target).unwrap();
+        transaction.commit().unwrap();
+        Self {
+            directory,
+            store,
+            name,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn plan(&self, disk: &Path, options: &InstallOptions) -> Result<InstallPlan<'_>, PlanError> {
+        InstallPlan::new(&self.store, &self.name, disk, options)
+    }
+}
+
+fn options() -> InstallOptions {
+    InstallOptions {
+        size: None,
+        esp_size: Some(ESP),
+        upgrade_from: None,
+        kargs: vec!["quiet".into()],
+        allow_unsealed: false,
+        wipe: false,
+        identifiers: Identifiers::from_seed(Uuid::from_u128(1)),
+        now: 1_700_000_000,
+    }
+}
+
+/// Runs a tool and returns what it printed; it must succeed.
+fn tool(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .env("MTOOLS_SKIP_CHECK", "1")
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// Copies a region of a disk into a file of its own, for tools that know no offset.
+fn part(disk: &Path, start_mib: u64, length: u64, to: &Path) {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let mut from = File::open(disk).unwrap();
+    from.seek(SeekFrom::Start(start_mib << 20)).unwrap();
+    let mut to = File::create(to).unwrap();
+    std::io::copy(&mut from.take(length), &mut to).unwrap();
+}
+
+#[test]
+fn a_file_becomes_a_disk_that_other_tools_find_sound() {
+    let fixture = Fixture::new();
+    let disk = fixture.path("disk.img");
+    let plan = fixture.plan(&disk, &options()).unwrap();
+    let shown = plan.to_string();
+    for wanted in [
+        "registry.example:5000/os:v1",
+        "Test OS 1",
+        "console=ttyS0 quiet",
+        "EFI/BOOT/BOOTX64.EFI (90000 bytes)",
+        "loader/loader.conf",
+    ] {
+        assert!(shown.contains(wanted), "{wanted} in\n{shown}");
+    }
+    assert!(!disk.exists(), "a plan changes nothing");
+    // Without privileges, also where the test has some.
+    let installed = plan.execute(false, &mut ()).unwrap();
+    let size = fs::metadata(&disk).unwrap().len();
+    assert_eq!(size, installed.size);
+    let left: Vec<_> = fs::read_dir(fixture.directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 3, "nothing stays behind: {left:?}");
+
+    let said = tool("sgdisk", &["-v", disk.to_str().unwrap()]);
+    assert!(said.contains("No problems found"), "{said}");
+    let said = tool("sgdisk", &["-i", "2", disk.to_str().unwrap()]);
+    assert!(
+        said.contains("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"),
+        "{said}"
+    );
+    assert!(said.contains("0800000000000000"), "the root grows: {said}");
+
+    let esp = fixture.path("esp.img");
+    part(&disk, 1, ESP, &esp);
+    tool("fsck.vfat", &["-n", esp.to_str().unwrap()]);
+    let listed = tool("mdir", &["-/", "-b", "-i", esp.to_str().unwrap(), "::"]);
+    let id = installed.deployment.id;
+    for wanted in [
+        "EFI/BOOT/BOOTX64.EFI".to_owned(),
+        "EFI/systemd/systemd-bootx64.efi".to_owned(),
+        "loader/loader.conf".to_owned(),
+        "loader/entries.srel".to_owned(),
+        format!("loader/entries/bedplate-{id}.conf"),
+    ] {
+        assert!(listed.contains(&wanted), "{wanted} in\n{listed}");
+    }
+    let entry = tool(
+        "mtype",
+        &[
+            "-i",
+            esp.to_str().unwrap(),
+            &format!("::loader/entries/bedplate-{id}.conf"),
+        ],
+    );
+    for wanted in [
+        format!("bedplate.deployment={id}"),
+        format!(
+            "bedplate.root=v1-sha256-12:{}",
+            installed.deployment.root.image
+        ),
+        "console=ttyS0".to_owned(),
+        "quiet".to_owned(),
+        "panic=".to_owned(),
+    ] {
+        assert!(entry.contains(&wanted), "{wanted} in\n{entry}");
+    }
+
+    let root = fixture.path("root.img");
+    part(&disk, 41, size - (42 << 20), &root);
+    let root = root.to_str().unwrap();
+    tool("e2fsck", &["-fn", root]);
+    let features = tool("dumpe2fs", &["-h", root]);
+    assert!(features.contains(" verity"), "{features}");
+    assert!(
+        features.contains("Block size:               4096"),
+        "{features}"
+    );
+    let record = tool("debugfs", &["-R", "cat /bedplate/record.json", root]);
+    assert_eq!(record.len(), 64 << 10);
+    let record = bedplate_model::record::Record::parse(record.as_bytes()).unwrap();
+    assert_eq!(record.deployments, [installed.deployment]);
+    let image = tool(
+        "debugfs",
+        &[
+            "-R",
+            &format!(
+                "stat /bedplate/store/images/{}",
+                record.deployments[0].root.image
+            ),
+            root,
+        ],
+    );
+    assert!(image.contains("User:     0   Group:     0"), "{image}");
+    let objects = tool("debugfs", &["-R", "ls -l /bedplate/store/objects", root]);
+    assert!(objects.lines().count() > 10, "{objects}");
+}
+
+#[test]
+fn what_a_file_holds_is_not_lost_without_wipe() {
+    let fixture = Fixture::new();
+    let disk = fixture.path("disk.img");
+    fs::write(&disk, b"precious").unwrap();
+    let refused = fixture.plan(&disk, &options()).unwrap_err();
+    assert!(
+        matches!(refused, PlanError::Target(TargetError::HoldsData { .. })),
+        "{refused}"
+    );
+    let wipe = InstallOptions {
+        wipe: true,
+        ..options()
+    };
+    let plan = fixture.plan(&disk, &wipe).unwrap();
+    assert_eq!(
+        fs::read(&disk).unwrap(),
+        b"precious",
+        "until it is executed"
+    );
+    plan.execute(false, &mut ()).unwrap();
+    assert!(fs::metadata(&disk).unwrap().len() > 8);
+}
+
+#[test]
+fn an_install_that_fails_leaves_no_file_with_the_name() {
+    let fixture = Fixture::new();
+    let disk = fixture.path("disk.img");
+    let plan = fixture.plan(&disk, &options()).unwrap();
+    // An object that is gone since the plan was made.
+    let objects = fixture.store.objects_dir();
+    let first = fs::read_dir(objects)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    fs::remove_dir_all(first).unwrap();
+    let failed = plan.execute(false, &mut ()).unwrap_err();
+    assert!(matches!(failed, ExecuteError::Content(_)), "{failed}");
+    assert!(!disk.exists());
+}
+
+#[test]
+fn sizes_and_names_that_cannot_be_are_refused_before_anything_is_written() {
+    let fixture = Fixture::new();
+    let disk = fixture.path("disk.img");
+    let small = InstallOptions {
+        size: Some(64 << 20),
+        ..options()
+    };
+    assert!(matches!(
+        fixture.plan(&disk, &small),
+        Err(PlanError::Layout(_))
+    ));
+    let esp = InstallOptions {
+        esp_size: Some(1 << 20),
+        ..options()
+    };
+    assert!(matches!(
+        fixture.plan(&disk, &esp),
+        Err(PlanError::SmallEsp { .. })
+    ));
+    let kargs = InstallOptions {
+        kargs: vec!["a b".into()],
+        ..options()
+    };
+    assert!(matches!(
+        fixture.plan(&disk, &kargs),
+        Err(PlanError::Karg(_))
+    ));
+    let other: ImageName = "os:other".parse().unwrap();
+    assert!(matches!(
+        InstallPlan::new(&fixture.store, &other, &disk, &options()),
+        Err(PlanError::NoImage(_))
+    ));
+    assert!(!disk.exists());
+}
+
+#[test]
+fn the_installed_files_take_no_space_that_they_do_not_need() {
+    let fixture = Fixture::new();
+    let disk = fixture.path("disk.img");
+    let plan = fixture.plan(&disk, &options()).unwrap();
+    plan.execute(false, &mut ()).unwrap();
+    let metadata = fs::metadata(&disk).unwrap();
+    assert!(
+        metadata.blocks() * 512 < 64 << 20,
+        "{} blocks",
+        metadata.blocks()
+    );
+    assert_eq!(metadata.permissions().mode() & 0o111, 0);
+}

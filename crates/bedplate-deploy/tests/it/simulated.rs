@@ -1,0 +1,409 @@
+//! A machine in a directory, with a boot partition in memory, a loader, and a plug to pull.
+//!
+//! Each write spends one unit of what is left of the power; with none left it fails, and so does every
+//! later one: what a machine does then, nobody sees.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use bedplate_boot::cmdline::{self, Cmdline};
+use bedplate_boot::entry::{BootEntry, EntryName};
+use bedplate_boot::loader_conf::{LoaderConf, SECTOR};
+use bedplate_boot::partition::BootPartition;
+use bedplate_boot::render::{self, Settings};
+use bedplate_deploy::bootable::Bootable;
+use bedplate_deploy::host::{BootAccess, Host, OpenBoot, Writes};
+use bedplate_deploy::{Machine, record_file};
+use bedplate_model::record::{Deployment, DeploymentId, Record, State};
+use bedplate_model::{
+    Content, FileContent, ImageName, Metadata, Node, RuleSet, Tree, TreePath, layout,
+};
+use bedplate_store::{RefTarget, Store};
+use bedplate_sys::mount::Access;
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// How many writes can still happen; `None` is as many as are wanted.
+#[derive(Clone, Default)]
+pub(crate) struct Power(Rc<Cell<Option<u32>>>);
+
+impl Power {
+    /// Leaves power for so many writes.
+    pub(crate) fn leave(&self, writes: Option<u32>) {
+        self.0.set(writes);
+    }
+
+    fn spend(&self) -> io::Result<()> {
+        match self.0.get() {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("the power is out")),
+            Some(left) => {
+                self.0.set(Some(left - 1));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Writes for Power {
+    fn next(&self, _: &'static str) -> io::Result<()> {
+        self.spend()
+    }
+}
+
+/// A FAT in memory: a rename is two writes, and a name may be lost between them.
+#[derive(Clone)]
+struct Memory {
+    files: Rc<RefCell<Files>>,
+    power: Power,
+    room: u64,
+}
+
+impl BootAccess for Memory {
+    fn open(&self, _: Access) -> io::Result<OpenBoot> {
+        Ok(OpenBoot {
+            partition: Box::new(self.clone()),
+            free: self.room,
+        })
+    }
+}
+
+impl BootPartition for Memory {
+    fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.files.borrow().get(path).cloned())
+    }
+
+    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        let below = format!("{directory}/");
+        let files = self.files.borrow();
+        let names = files.keys().filter_map(|path| path.strip_prefix(&below));
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    fn write(&mut self, path: &str, contents: &[u8]) -> io::Result<()> {
+        let temporary = format!("{path}.new");
+        self.power.spend()?;
+        let half = contents[..contents.len() / 2].to_vec();
+        self.files.borrow_mut().insert(temporary.clone(), half);
+        self.power.spend()?;
+        self.files.borrow_mut().remove(&temporary);
+        self.files.borrow_mut().remove(path);
+        self.power.spend()?;
+        self.files
+            .borrow_mut()
+            .insert(path.to_owned(), contents.to_vec());
+        Ok(())
+    }
+
+    fn overwrite_sector(&mut self, path: &str, contents: &[u8; SECTOR]) -> io::Result<()> {
+        self.power.spend()?;
+        self.files
+            .borrow_mut()
+            .insert(path.to_owned(), contents.to_vec());
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &str) -> io::Result<()> {
+        self.power.spend()?;
+        self.files.borrow_mut().remove(path);
+        Ok(())
+    }
+}
+
+/// A machine that runs version 1 of an image, and has others in its store.
+pub(crate) struct Simulated {
+    directory: tempfile::TempDir,
+    pub(crate) power: Power,
+    boot: Rc<RefCell<Files>>,
+    pub(crate) room: u64,
+    pub(crate) store: Store,
+    pub(crate) booted: DeploymentId,
+}
+
+/// The first deployment's id.
+pub(crate) const FIRST: DeploymentId = DeploymentId([0x11; 4]);
+
+/// Returns the name that upgrades are looked for under.
+pub(crate) fn name() -> ImageName {
+    "registry.test/os:stable".parse().unwrap()
+}
+
+impl Simulated {
+    /// Makes a machine that was just installed, and boots it.
+    pub(crate) fn installed() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        fs::create_dir_all(root.join(layout::DEPLOYMENTS)).unwrap();
+        fs::create_dir_all(directory.path().join("run")).unwrap();
+        let store = Store::create(&root.join(layout::STORE)).unwrap();
+        let machine = Self {
+            directory,
+            power: Power::default(),
+            boot: Rc::default(),
+            room: 1 << 30,
+            store,
+            booted: FIRST,
+        };
+        let target = machine.image(1);
+        let tree = machine.store.tree(&target.root).unwrap();
+        let bootable = Bootable::read(&machine.store, &tree).unwrap();
+        let first = Deployment {
+            id: FIRST,
+            sequence: 1,
+            image: name(),
+            root: target.root,
+            manifest: target.manifest,
+            version: bootable.version.clone(),
+            title: bootable.title.clone(),
+            kernel: bootable.release.clone(),
+            vmlinuz: bootable.vmlinuz.sha256,
+            initramfs: bootable.initramfs.sha256,
+            kargs: [&bootable.kargs[..], &["local=1".to_owned()]].concat(),
+            state: State::Trial,
+            reason: None,
+            base: None,
+            created: 0,
+            signature: None,
+        };
+        let record = Record::new("5d4f4c2e-7f0f-4a55-8b0c-2d0a57d7f3c1".into(), first);
+        fs::write(
+            root.join(layout::RECORD),
+            record_file::slot(&record).unwrap(),
+        )
+        .unwrap();
+        fs::write(root.join(layout::RECORD_NEXT), record_file::EMPTY_SLOT).unwrap();
+        let mut partition = machine.memory();
+        let observed = render::observe(&partition).unwrap();
+        let plan = render::render(&record, &observed, &Settings::default()).unwrap();
+        let contents = |wanted: &bedplate_model::Sha256| {
+            let files = [&bootable.vmlinuz, &bootable.initramfs];
+            let found = files.into_iter().find(|file| file.sha256 == *wanted);
+            Ok(found.unwrap().bytes.clone())
+        };
+        // The record's kernel is stored by the plan, since the only deployment counts as reliable.
+        render::execute(&plan, &mut partition, &contents).unwrap();
+        let etc = machine.etc(FIRST);
+        write_etc(&etc, 1);
+        let mut machine = machine;
+        machine.boot();
+        machine
+    }
+
+    /// Makes that machine, and proves its first deployment.
+    pub(crate) fn proven() -> Self {
+        let machine = Self::installed();
+        machine.with(|m| m.prove(&machine.store)).unwrap();
+        machine
+    }
+
+    /// Puts version `version` of the image into the store, and lets its name point there.
+    pub(crate) fn image(&self, version: u8) -> RefTarget {
+        let transaction = self.store.begin().unwrap();
+        let put = |text: String| transaction.put_bytes(text.as_bytes()).unwrap();
+        let long = "x".repeat(100);
+        let mut tree = Tree::new(owned(0o755));
+        let mut add = |path: &str, content: FileContent| {
+            let path = TreePath::try_from(path).unwrap();
+            let (parents, last) = path.split_last().unwrap();
+            let parent = parents.iter().fold(Tree::ROOT, |at, name| {
+                tree.child(at, name.as_bytes()).unwrap_or_else(|| {
+                    let node = Node::new(owned(0o755), Content::empty_directory());
+                    tree.insert(at, name.clone(), node).unwrap()
+                })
+            });
+            let node = Node::new(owned(0o644), Content::File(content));
+            tree.insert(parent, last.clone(), node).unwrap();
+        };
+        let modules = format!("usr/lib/modules/6.{version}");
+        add(
+            &format!("{modules}/vmlinuz"),
+            put(format!("kernel {version} {long}")),
+        );
+        add(
+            &format!("{modules}/initramfs.img"),
+            put(format!("initramfs {version} {long}")),
+        );
+        add(
+            "usr/lib/os-release",
+            put(format!(
+                "PRETTY_NAME=\"An OS {version}\"\nVERSION_ID={version}\n"
+            )),
+        );
+        add(
+            "usr/lib/bedplate/kargs.d/10.toml",
+            put(format!("kargs = [\"image={version}\"]\n")),
+        );
+        for (path, text) in etc_files(version) {
+            add(&format!("etc/{path}"), put(text));
+        }
+        let manifest = transaction
+            .put_blob(format!("manifest {version}").as_bytes())
+            .unwrap();
+        let root = transaction.put_image(&tree, RuleSet::Exact1).unwrap();
+        let target = RefTarget {
+            root,
+            manifest: Some(manifest),
+            config: None,
+            created: 0,
+            signature: None,
+            policy: None,
+        };
+        transaction.set_ref(&name(), target.clone()).unwrap();
+        transaction.commit().unwrap();
+        target
+    }
+
+    fn memory(&self) -> Memory {
+        Memory {
+            files: Rc::clone(&self.boot),
+            power: self.power.clone(),
+            room: self.room,
+        }
+    }
+
+    /// Calls a verb of the machine.
+    pub(crate) fn with<T>(&self, verb: impl FnOnce(&Machine<'_>) -> T) -> T {
+        let host = Host {
+            root: self.root(),
+            run: self.directory.path().join("run"),
+            now: 1_700_000_000,
+            settings: Settings::default(),
+            boot: Box::new(self.memory()),
+            writes: Box::new(self.power.clone()),
+        };
+        let machine = Machine::open(&host).unwrap();
+        verb(&machine)
+    }
+
+    /// Returns the physical root.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
+    }
+
+    /// Returns a deployment's /etc.
+    pub(crate) fn etc(&self, id: DeploymentId) -> PathBuf {
+        self.root()
+            .join(layout::DEPLOYMENTS)
+            .join(id.to_string())
+            .join("etc")
+    }
+
+    /// Reads the record.
+    pub(crate) fn record(&self) -> Record {
+        record_file::read(&self.root()).unwrap()
+    }
+
+    /// Returns the names of entries on the boot partition.
+    pub(crate) fn entries(&self) -> Vec<String> {
+        self.memory().list("loader/entries").unwrap()
+    }
+
+    /// Lets the boot partition lose a file.
+    pub(crate) fn lose(&self, path: &str) {
+        assert!(
+            self.boot.borrow_mut().remove(path).is_some(),
+            "{path} was there"
+        );
+    }
+
+    /// Powers on: the loader chooses, and early boot tells what was booted.
+    pub(crate) fn boot(&mut self) -> DeploymentId {
+        self.power.leave(None);
+        let id = choose(&mut self.boot.borrow_mut()).expect("something boots");
+        let record = self.record();
+        let deployment = record.deployment(id).expect("what boots is in the record");
+        assert!(self.etc(id).is_dir(), "deployment {id} has its /etc");
+        let booted = serde_json::json!({
+            "deployment": id,
+            "root": deployment.root,
+            "verity": "require",
+            "kernel-features": {},
+        });
+        let path = self.directory.path().join("run/booted.json");
+        fs::write(path, booted.to_string()).unwrap();
+        self.booted = id;
+        id
+    }
+}
+
+/// Files of an image's /etc.
+fn etc_files(version: u8) -> [(&'static str, String); 4] {
+    [
+        ("hostname", "unnamed\n".to_owned()),
+        ("release", format!("version {version}\n")),
+        (
+            "app/settings",
+            format!("setting {} {version}\n", "y".repeat(80)),
+        ),
+        (
+            "passwd",
+            format!("root:x:0:0::/root:/bin/sh\nsystem{version}:x:{version}00:1::/:/x\n"),
+        ),
+    ]
+}
+
+/// Does what early boot does at the first boot: the image's /etc, as it is.
+fn write_etc(etc: &Path, version: u8) {
+    for (path, text) in etc_files(version) {
+        let path = etc.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    for directory in [etc.to_owned(), etc.join("app")] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// Makes metadata of whoever runs the test, so that who is not root can write it.
+fn owned(mode: u16) -> Metadata {
+    let mine = fs::metadata("/proc/self").unwrap();
+    Metadata {
+        mode,
+        uid: mine.uid(),
+        gid: mine.gid(),
+        ..Metadata::default()
+    }
+}
+
+/// Does what systemd-boot does: hopeful entries first, by falling version; of those that the default's
+/// pattern matches the first; counting the try by a rename.
+fn choose(files: &mut Files) -> Option<DeploymentId> {
+    let mut entries: Vec<(EntryName, BootEntry)> = files
+        .iter()
+        .filter_map(|(path, bytes)| {
+            let name: EntryName = path.strip_prefix("loader/entries/")?.parse().ok()?;
+            let entry = BootEntry::parse(std::str::from_utf8(bytes).ok()?).ok()?;
+            Some((name, entry))
+        })
+        .collect();
+    entries.sort_by_key(|(name, entry)| {
+        let version: u64 = entry.version.as_deref().unwrap().parse().unwrap();
+        (!name.is_hopeful(), std::cmp::Reverse(version))
+    });
+    let default = LoaderConf::parse(&files["loader/loader.conf"])?.default;
+    let matches = |name: &EntryName| name.to_string().starts_with(&format!("bedplate-{default}"));
+    let (name, entry) = entries.iter().find(|(name, _)| matches(name))?;
+    for path in entry.linux.iter().chain(&entry.initrd) {
+        assert!(
+            files.contains_key(path.trim_start_matches('/')),
+            "{path} is there"
+        );
+    }
+    if let Some(tries) = name.tries {
+        let bytes = files.get(&name.path())?.clone();
+        let counted = EntryName {
+            tries: Some(tries.tried()),
+            ..*name
+        };
+        files.remove(&name.path());
+        files.insert(counted.path(), bytes);
+    }
+    let line = Cmdline::parse(&entry.command_line());
+    line.value(cmdline::DEPLOYMENT)?.parse().ok()
+}
