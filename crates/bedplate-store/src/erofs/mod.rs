@@ -26,7 +26,8 @@ use bedplate_model::ErofsVersion;
 /// How an image is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The lowest version; a tree with whiteouts needs version 1.
+    /// The version, exactly, as `mkcomposefs --min-version` has it. (Without that option the tool makes
+    /// version 0, and version 1 where there are whiteouts.)
     pub version: ErofsVersion,
     /// What becomes of hard links.
     pub hard_links: HardLinks,

@@ -118,6 +118,10 @@ impl Place {
                 let (blocks, tail) = measure(entries);
                 (blocks * BLOCK + tail, blocks, tail)
             }
+            // A link's target is one tail whatever its length, until `settle` sees that it does not fit.
+            Body::Bytes(target) if inode.is_symlink() => {
+                (target.len() as u64, 0, target.len() as u64)
+            }
             Body::Bytes(bytes) => {
                 let (blocks, tail) = split_tail(bytes.len() as u64);
                 (bytes.len() as u64, blocks, tail)
@@ -183,13 +187,13 @@ impl Place {
             return position;
         }
         let next_block = position.next_multiple_of(BLOCK);
-        if inode.st_mode & 0o170_000 == 0o120_000 {
-            if head + self.tail >= BLOCK {
-                self.blocks += 1;
-                self.tail = 0;
-                return position;
-            }
+        if inode.is_symlink() {
+            // A link moves as a whole, also when its target then becomes a block all the same.
             let crosses = position / BLOCK != (position + head + self.tail - 1) / BLOCK;
+            if head + self.tail >= BLOCK {
+                self.blocks = 1;
+                self.tail = 0;
+            }
             return if crosses { next_block } else { position };
         }
         let room = |position: u64| BLOCK - (position + head) % BLOCK;

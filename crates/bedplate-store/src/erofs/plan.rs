@@ -59,11 +59,7 @@ impl<'a> Plan<'a> {
             HardLinks::Keep => (first_names(tree), Some(tree.name_counts())),
             HardLinks::Break => (HashMap::new(), None),
         };
-        let version = if has_whiteout(tree) {
-            ErofsVersion::V1
-        } else {
-            options.version
-        };
+        let version = options.version;
         let mut inodes = vec![Inode::directory(tree, Tree::ROOT, version)];
         overlay::mark_root(&mut inodes[0].xattrs);
         let mut positions: HashMap<NodeId, usize> = HashMap::new();
@@ -162,6 +158,10 @@ impl<'a> Inode<'a> {
         inode
     }
 
+    pub(super) fn is_symlink(&self) -> bool {
+        self.st_mode & 0o170_000 == 0o120_000
+    }
+
     /// Makes one of the whiteouts that hide the directories of objects.
     fn stub(tree: &Tree) -> Self {
         let root = &tree.node(Tree::ROOT).metadata;
@@ -234,10 +234,6 @@ fn first_names(tree: &Tree) -> HashMap<NodeId, (NodeId, &[u8])> {
         }
     }
     homes
-}
-
-fn has_whiteout(tree: &Tree) -> bool {
-    tree.walk().any(|(_, id)| is_whiteout(tree.node(id)))
 }
 
 fn is_whiteout(node: &Node) -> bool {

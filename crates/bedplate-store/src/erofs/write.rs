@@ -18,7 +18,7 @@ use crate::verity::Hasher;
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// The version that the image has: whiteouts may have raised it.
+    /// The version that the image has.
     pub version: ErofsVersion,
     /// The fs-verity digest of the image.
     pub id: ObjectId,

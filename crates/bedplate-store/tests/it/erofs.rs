@@ -171,9 +171,8 @@ proptest! {
         prop_assume!(!loses_attributes(&tree)); // the oracle keeps its own; the rules say nothing
         for version in [ErofsVersion::V0, ErofsVersion::V1] {
             for hard_links in [HardLinks::Keep, HardLinks::Break] {
-                let (ours, written) = image(&tree, version, hard_links);
-                // The rules raise the version for whiteouts; the oracle has to be told.
-                let theirs = oracle(&tree, written.version, hard_links);
+                let (ours, _) = image(&tree, version, hard_links);
+                let theirs = oracle(&tree, version, hard_links);
                 let first = ours.iter().zip(&theirs).position(|(a, b)| a != b);
                 prop_assert!(ours == theirs, "lengths {} and {}, first difference at {first:?}", ours.len(), theirs.len());
             }
