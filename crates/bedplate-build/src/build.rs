@@ -1,4 +1,4 @@
-//! From a root directory to a bootable image, in one transaction.
+//! From a root directory to a bootable image.
 //!
 //! ```text
 //! directory ─ scan ─→ tree ─ lint ─→ kernel · livable · identity · program · initramfs ─→ tree
@@ -6,20 +6,26 @@
 //!                           ref ◀─ commit ◀─ manifest, config ◀─ package ◀─ EROFS image ◀───┘
 //! ```
 //!
-//! Invariant: the same directory and the same options give the same manifest digest. Nothing is in
-//! the store, and no name points anywhere new, unless everything succeeded.
+//! Two transactions, because a layer is made from what the store has: the first brings the contents,
+//! the second holds them, and ends with the name.
+//!
+//! Invariant: the same directory and the same options give the same manifest digest. No name points
+//! anywhere new unless everything succeeded; what the first transaction left is garbage, and collected.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bedplate_boot::initramfs::{self, InitramfsError, InitramfsInput, ModuleSource};
+use bedplate_model::oci::RunConfig;
 use bedplate_model::{
-    Content, FileContent, ImageName, RootDigest, RuleSet, Sha256, Timestamp, Tree, TreePath,
-    layout, oci, os_release,
+    Content, ImageName, RootDigest, RuleSet, Sha256, Timestamp, Tree, TreePath, layout, oci,
+    os_release,
 };
 use bedplate_store::{
-    BeginError, CommitError, PutError, RefTarget, ScanError, ScanObserver, Store, Transaction, scan,
+    BeginError, CommitError, PutError, RefTarget, ScanError, ScanObserver, Store, scan,
 };
+use bedplate_transport::{PackageError, PackageOptions, Recipe, package};
 
 use crate::edit::{EditError, Editor, resolve};
 use crate::files::{DirectoryFiles, Files};
@@ -46,7 +52,7 @@ pub struct BuildOptions {
     /// Lints that are switched off, by name.
     pub lints_off: Vec<String>,
     /// How the layer is compressed when it is pushed.
-    pub compression: LayerCompression,
+    pub compression: Recipe,
     /// When the name is set, in seconds since 1970. The image itself does not depend on it.
     pub now: i64,
 }
@@ -224,9 +230,9 @@ pub fn build(
         .cloned()
         .or_else(|| release.version().map(str::to_owned));
 
-    // 2. What a machine needs. The modules are read from the directory: the tree has them unchanged.
+    // 2. What a machine needs.
     let time = time_of_additions(&tree);
-    let modules = tree.clone();
+    let scanned = tree.clone();
     let put = |bytes: &[u8]| {
         transaction
             .put_bytes(bytes)
@@ -241,31 +247,53 @@ pub fn build(
     identity::remove_identity(&mut editor, options.hostname.as_deref())?;
     program::add(&mut editor, &options.program, &options.init)?;
     program::add_kargs(&mut editor, &options.kargs)?;
-    let initramfs = initramfs(&modules, &files, &kernel, &options.init).map_err(|source| {
-        BuildError::Initramfs {
-            release: kernel.clone(),
-            source,
-        }
+    let initramfs = initramfs::build(&InitramfsInput {
+        release: &kernel,
+        modules: &Modules {
+            tree: &scanned,
+            files: &files,
+            home: format!("{}/{kernel}", layout::MODULES),
+        },
+        init: &options.init,
+    })
+    .map_err(|source| BuildError::Initramfs {
+        release: kernel.clone(),
+        source,
     })?;
     observer.on(BuildEvent::Initramfs {
         bytes: initramfs.len() as u64,
     });
     program::add_initramfs(&mut editor, &kernel, &initramfs)?;
 
-    // 3. The image, and what registries need of it.
+    // 3. The image.
+    transaction
+        .put_image(&tree, RuleSet::Exact1)
+        .map_err(put_error)?;
+    transaction.commit()?;
+
+    // 4. What registries need of it.
+    let transaction = store.begin()?;
     let root = transaction
         .put_image(&tree, RuleSet::Exact1)
         .map_err(put_error)?;
     observer.on(BuildEvent::Packaging);
-    let packaged =
-        package(&transaction, &root, &tree, options, version.as_deref()).map_err(|source| {
-            BuildError::Package {
-                name: name.clone(),
-                source,
-            }
-        })?;
+    let package_options = PackageOptions {
+        recipe: options.compression,
+        config: RunConfig {
+            labels: labels(options, version.as_deref()),
+            ..RunConfig::default()
+        },
+        created_by: "bedplate build".to_owned(),
+        ..PackageOptions::default()
+    };
+    let packaged = package(store, &transaction, &root, &package_options).map_err(|source| {
+        BuildError::Package {
+            name: name.clone(),
+            source,
+        }
+    })?;
 
-    // 4. The name, and the commit point.
+    // 5. The name, and the commit point.
     let target = RefTarget {
         root,
         manifest: Some(packaged.manifest),
@@ -286,6 +314,30 @@ pub fn build(
     })
 }
 
+/// The most bytes of a kernel module or of a list of them.
+const MODULE_MAX: u64 = 256 << 20;
+
+/// The modules of a kernel, read from the directory that was scanned.
+struct Modules<'a> {
+    tree: &'a Tree,
+    files: &'a dyn Files,
+    home: String,
+}
+
+impl ModuleSource for Modules<'_> {
+    fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        let path = TreePath::try_from(format!("{}/{path}", self.home).as_str())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let Some(id) = self.tree.lookup(&path) else {
+            return Ok(None);
+        };
+        match &self.tree.node(id).content {
+            Content::File(content) => self.files.read(&path, content, MODULE_MAX).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
 /// Returns the time of what build adds: that of os-release, which changes with the distribution's
 /// version and not with the hour of the build.
 fn time_of_additions(tree: &Tree) -> Timestamp {
@@ -294,12 +346,18 @@ fn time_of_additions(tree: &Tree) -> Timestamp {
         .unwrap_or_default()
 }
 
-/// Returns when an image was made, as far as its content says: the newest time in it.
-fn newest(tree: &Tree) -> i64 {
-    tree.walk()
-        .map(|(_, id)| tree.node(id).metadata.mtime.seconds)
-        .max()
-        .unwrap_or_default()
+/// Joins the labels of every bootable image with those that were asked for, which go first.
+fn labels(options: &BuildOptions, version: Option<&str>) -> BTreeMap<String, String> {
+    let mut labels = options.labels.clone();
+    let ours = [(oci::LABEL_BOOTC, Some("1")), (oci::LABEL_VERSION, version)];
+    for (name, value) in ours {
+        if let Some(value) = value {
+            labels
+                .entry(name.to_owned())
+                .or_insert_with(|| value.to_owned());
+        }
+    }
+    labels
 }
 
 /// RFC 1123: labels of letters, digits and inner hyphens, 64 bytes in all as Linux has it.

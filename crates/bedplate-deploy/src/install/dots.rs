@@ -74,7 +74,7 @@ impl Geometry {
 }
 
 /// Puts right the beginning of every directory of a FAT32 volume.
-pub fn put_right(volume: &mut (impl Read + Write + Seek)) -> io::Result<()> {
+pub(super) fn put_right(volume: &mut (impl Read + Write + Seek)) -> io::Result<()> {
     let geometry = Geometry::read(volume)?;
     let mut pending = vec![(geometry.root, None)];
     // Each directory has a cluster of its own; more than there are clusters would be a circle.

@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 
+use bedplate_boot::loader_conf::SECTOR;
+use bedplate_boot::partition::{BootPartition, FILE_MAX};
 use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use fscommon::StreamSlice;
 
@@ -63,46 +65,6 @@ impl FatPartition {
         self.disk.sync_all()
     }
 
-    /// Reads a whole file of at most `max` bytes.
-    pub fn read(&self, path: &str, max: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        self.root()
-            .open_file(path)?
-            .take(max.saturating_add(1))
-            .read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > max {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        Ok(bytes)
-    }
-
-    /// Lists the names in a directory; one that is missing has none.
-    pub fn list(&self, directory: &str) -> io::Result<Vec<String>> {
-        let Some(directory) = self.directory(directory)? else {
-            return Ok(Vec::new());
-        };
-        let mut names = Vec::new();
-        for entry in directory.iter() {
-            let name = entry?.file_name();
-            if name != "." && name != ".." {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
-    }
-
-    /// Writes a new file, with the directories that it lies in.
-    pub fn write_new(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        if self.is_there(path)? {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        self.make_parents(path)?;
-        let mut file = self.root().create_file(path)?;
-        file.write_all(bytes)?;
-        file.flush()
-    }
-
     fn root(&self) -> Dir<'_, StreamSlice<File>> {
         self.volume.root_dir()
     }
@@ -141,6 +103,63 @@ impl FatPartition {
             }
         }
         Ok(false)
+    }
+}
+
+impl BootPartition for FatPartition {
+    fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        if !self.is_there(path)? {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        self.root()
+            .open_file(path)?
+            .take(FILE_MAX)
+            .read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        let Some(directory) = self.directory(directory)? else {
+            return Ok(Vec::new());
+        };
+        let mut names = Vec::new();
+        for entry in directory.iter() {
+            let name = entry?.file_name();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn write(&mut self, path: &str, contents: &[u8]) -> io::Result<()> {
+        self.make_parents(path)?;
+        let mut file = self.root().create_file(path)?;
+        file.truncate()?;
+        file.write_all(contents)?;
+        file.flush()?;
+        drop(file);
+        self.disk.sync_data()
+    }
+
+    fn overwrite_sector(&mut self, path: &str, contents: &[u8; SECTOR]) -> io::Result<()> {
+        if self.read(path)?.is_none_or(|found| found.len() != SECTOR) {
+            return self.write(path, contents);
+        }
+        let mut file = self.root().open_file(path)?;
+        file.write_all(contents)?;
+        file.flush()?;
+        drop(file);
+        self.disk.sync_data()
+    }
+
+    fn remove(&mut self, path: &str) -> io::Result<()> {
+        if self.is_there(path)? {
+            self.root().remove(path)?;
+        }
+        self.disk.sync_data()
     }
 }
 
@@ -184,41 +203,51 @@ mod tests {
 
     #[test]
     fn files_are_there_after_the_volume_was_closed_and_opened_again() {
-        let (disk, region, partition) = partition(ESP_MIN);
+        let (disk, region, mut partition) = partition(ESP_MIN);
         let long = vec![7; 100_000];
+        let entry = "loader/entries/bedplate-01234567-89abcdef+3.conf";
+        partition.write(entry, b"title x\n").unwrap();
         partition
-            .write_new("loader/entries/bedplate-01234567.conf", b"title x\n")
+            .write("EFI/bedplate/vmlinuz-0123", b"older, and shorter")
+            .unwrap();
+        partition.write("EFI/bedplate/vmlinuz-0123", &long).unwrap();
+        partition
+            .overwrite_sector("loader/loader.conf", &[b'1'; SECTOR])
             .unwrap();
         partition
-            .write_new("EFI/bedplate/vmlinuz-0123", &long)
+            .overwrite_sector("loader/loader.conf", &[b'2'; SECTOR])
             .unwrap();
-        let again = partition.write_new("efi/BEDPLATE/vmlinuz-0123", b"");
-        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        partition.write("gone", b"x").unwrap();
+        partition.remove("gone").unwrap();
+        partition.remove("gone").unwrap();
         partition.finish().unwrap();
 
         let partition = FatPartition::open(&disk, region).unwrap();
         assert_eq!(partition.list("").unwrap(), ["EFI", "loader"]);
         assert_eq!(
             partition.list("loader/entries").unwrap(),
-            ["bedplate-01234567.conf"]
+            ["bedplate-01234567-89abcdef+3.conf"]
         );
         assert_eq!(partition.list("nowhere").unwrap(), Vec::<String>::new());
+        assert_eq!(partition.read("nowhere/at/all").unwrap(), None);
         assert_eq!(
             partition
-                .read("EFI/bedplate/vmlinuz-0123", 1 << 20)
+                .read("EFI/bedplate/vmlinuz-0123")
+                .unwrap()
                 .unwrap(),
             long
         );
-        assert!(partition.read("EFI/bedplate/vmlinuz-0123", 10).is_err());
+        assert_eq!(
+            partition.read("loader/loader.conf").unwrap().unwrap(),
+            [b'2'; SECTOR]
+        );
     }
 
     #[test]
     fn the_same_files_give_the_same_bytes() {
         let make = || {
-            let (mut disk, _, partition) = partition(ESP_MIN);
-            partition
-                .write_new("loader/loader.conf", b"timeout 0\n")
-                .unwrap();
+            let (mut disk, _, mut partition) = partition(ESP_MIN);
+            partition.write("loader/entries.srel", b"type1\n").unwrap();
             partition.finish().unwrap();
             let mut bytes = Vec::new();
             io::Seek::rewind(&mut disk).unwrap();

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 
+use bedplate_model::record::DeploymentId;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition::Partition;
 use gpt::partition_types::{OperatingSystem, Type};
@@ -38,18 +39,14 @@ pub struct Identifiers {
     pub root_partition: Uuid,
     /// The root's file system: what the kernel command line names.
     pub root: Uuid,
+    /// The first deployment.
+    pub deployment: DeploymentId,
 }
 
 impl Identifiers {
     /// Makes random identifiers.
     pub fn random() -> Self {
-        Self {
-            disk: Uuid::new_v4(),
-            esp_partition: Uuid::new_v4(),
-            esp_serial: Uuid::new_v4().as_fields().0,
-            root_partition: Uuid::new_v4(),
-            root: Uuid::new_v4(),
-        }
+        Self::from_seed(Uuid::new_v4())
     }
 
     /// Derives all identifiers from one, so that the same seed gives the same disk.
@@ -70,6 +67,7 @@ impl Identifiers {
             esp_serial: derive("esp-serial").as_fields().0,
             root_partition: derive("root-partition"),
             root: derive("root"),
+            deployment: DeploymentId(derive("deployment").as_fields().0.to_be_bytes()),
         }
     }
 }

@@ -1,0 +1,470 @@
+//! The plan of an install, and its execution.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bedplate_boot::partition::BootPartition as _;
+use bedplate_boot::{kargs, render};
+use bedplate_model::record::{Deployment, Record, State};
+use bedplate_model::{FileContent, ImageName, ObjectId, Tree, tree};
+use bedplate_store::{ReadStoreError, RefTarget, RefsError, Store};
+
+use super::content::{self, ContentError};
+use super::esp::FatPartition;
+use super::ext4::{self, Ext4Error};
+use super::layout::{ALIGN, ESP_DEFAULT, Layout, LayoutError};
+use super::staging::{Staging, StagingError};
+use super::table::{self, Identifiers, TableError};
+use super::target::{Target, TargetError, Writing};
+use crate::bootable::{BootFile, Bootable, BootableError};
+
+/// How an image is installed.
+#[derive(Clone, Debug)]
+pub struct InstallOptions {
+    /// The size of a FILE; otherwise what the image needs, and room for one more. A disk has its own.
+    pub size: Option<u64>,
+    /// The size of the ESP; otherwise [`ESP_DEFAULT`].
+    pub esp_size: Option<u64>,
+    /// Where the machine looks for upgrades; otherwise the image's own name.
+    pub upgrade_from: Option<ImageName>,
+    /// Kernel arguments of this machine.
+    pub kargs: Vec<String>,
+    /// Permits objects that are not sealed with fs-verity.
+    pub allow_unsealed: bool,
+    /// Permits that what the target holds is lost.
+    pub wipe: bool,
+    /// The identifiers of the disk and its parts.
+    pub identifiers: Identifiers,
+    /// What time it is, in seconds since 1970.
+    pub now: i64,
+}
+
+/// What is told while a plan is executed.
+pub trait InstallObserver {
+    /// The next step begins.
+    fn on(&mut self, event: InstallEvent);
+}
+
+/// One step of an install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallEvent {
+    /// The ESP is being written.
+    BootPartition,
+    /// The root's content is being put together.
+    Content {
+        /// How many objects it has.
+        objects: usize,
+    },
+    /// The root is being written.
+    Root,
+    /// The partition table is being written.
+    Table,
+}
+
+/// Nobody who wants to know.
+impl InstallObserver for () {
+    fn on(&mut self, _: InstallEvent) {}
+}
+
+/// Everything that an install will do.
+#[derive(Debug)]
+pub struct InstallPlan<'a> {
+    store: &'a Store,
+    path: PathBuf,
+    target: Target,
+    image: RefTarget,
+    tree: Tree,
+    bootable: Bootable,
+    record: Record,
+    layout: Layout,
+    identifiers: Identifiers,
+    content: Content,
+    loader: BootFile,
+    boot: render::Plan,
+    allow_unsealed: bool,
+}
+
+/// Where the loader lies on the ESP: where firmware looks on any disk, and where its own tools do.
+const LOADER_PATHS: [&str; 2] = ["EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"];
+
+/// What the root will hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Content {
+    /// How many objects.
+    objects: usize,
+    /// The bytes of the objects and of the image.
+    bytes: u64,
+    /// What they and everything else take on the disk.
+    disk: u64,
+    /// How many inodes they need.
+    inodes: u64,
+}
+
+/// A disk that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// The first deployment.
+    pub deployment: Deployment,
+    /// The size of the disk.
+    pub size: u64,
+}
+
+impl<'a> InstallPlan<'a> {
+    /// Computes what an install of an image will do; nothing is changed.
+    pub fn new(
+        store: &'a Store,
+        name: &ImageName,
+        path: &Path,
+        options: &InstallOptions,
+    ) -> Result<Self, PlanError> {
+        // 1. What is installed.
+        let image = store
+            .resolve(name)?
+            .ok_or_else(|| PlanError::NoImage(name.clone()))?;
+        let tree = store.tree(&image.root)?;
+        let bootable = Bootable::read(store, &tree)?;
+        let loader = bootable.loader.clone().ok_or(PlanError::NoLoader)?;
+        if let Some(argument) = options.kargs.iter().find(|text| !kargs::is_argument(text)) {
+            return Err(PlanError::Karg(argument.clone()));
+        }
+
+        // 2. Where it goes.
+        let target = Target::look(path, options.wipe)?;
+        let content = Content::of(store, &tree, &image)?;
+        let boot_bytes = bootable.vmlinuz.bytes.len() + bootable.initramfs.bytes.len();
+        let esp = options.esp_size.unwrap_or(ESP_DEFAULT);
+        // An upgrade writes the new kernel before it may remove the old one.
+        let esp_needed = 2 * boot_bytes as u64 + 4 * ALIGN;
+        if esp < esp_needed {
+            return Err(PlanError::SmallEsp {
+                esp,
+                needed: esp_needed,
+            });
+        }
+        let size = match target {
+            Target::Disk { size } => size,
+            Target::File => options
+                .size
+                .unwrap_or_else(|| Layout::needed(esp, 2 * content.disk)),
+        };
+        let layout = Layout::new(size, esp, content.disk)?;
+
+        // 3. The machine's first record.
+        let deployment = Deployment {
+            id: options.identifiers.deployment,
+            sequence: 1,
+            image: options
+                .upgrade_from
+                .clone()
+                .unwrap_or_else(|| name.without_digest()),
+            root: image.root,
+            manifest: image.manifest,
+            version: bootable.version.clone(),
+            title: bootable.title.clone(),
+            kernel: bootable.release.clone(),
+            vmlinuz: bootable.vmlinuz.sha256,
+            initramfs: bootable.initramfs.sha256,
+            kargs: [bootable.kargs.clone(), options.kargs.clone()].concat(),
+            state: State::Trial,
+            reason: None,
+            base: None,
+            created: options.now,
+            signature: image.signature.clone(),
+        };
+        let record = Record::new(options.identifiers.root.to_string(), deployment);
+        let settings = render::Settings {
+            unsealed_allowed: options.allow_unsealed,
+            ..render::Settings::default()
+        };
+        let boot = render::render(&record, &render::Observed::default(), &settings)?;
+        Ok(Self {
+            store,
+            path: path.to_owned(),
+            target,
+            image,
+            tree,
+            bootable,
+            loader,
+            boot,
+            record,
+            layout,
+            identifiers: options.identifiers,
+            content,
+            allow_unsealed: options.allow_unsealed,
+        })
+    }
+
+    /// Returns the first deployment.
+    pub fn deployment(&self) -> &Deployment {
+        &self.record.deployments[0]
+    }
+
+    /// Executes the plan.
+    ///
+    /// `privileged` says whether this process is root; otherwise the root is made in a user namespace.
+    pub fn execute(
+        self,
+        privileged: bool,
+        observer: &mut dyn InstallObserver,
+    ) -> Result<Installed, ExecuteError> {
+        let mut writing = Writing::begin(&self.path, self.target, self.layout.size)?;
+
+        observer.on(InstallEvent::BootPartition);
+        self.write_esp(&writing.disk)?;
+
+        observer.on(InstallEvent::Content {
+            objects: self.content.objects,
+        });
+        let beside_store = self.store.path().parent().unwrap_or(Path::new("/"));
+        let beside_target = match self.path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        // Beside the store, objects are links; beside the FILE, they are copies.
+        let staging = Staging::begin(
+            &[beside_store, beside_target],
+            &format!(".bedplate-install-{}", std::process::id()),
+        )?;
+        content::stage(
+            self.store,
+            &self.tree,
+            &self.image,
+            &self.deployment().image,
+            &self.record,
+            staging.path(),
+        )?;
+
+        observer.on(InstallEvent::Root);
+        ext4::make(
+            &writing.path,
+            self.layout.root,
+            self.identifiers.root,
+            staging.path(),
+            self.content.inodes,
+            privileged,
+        )?;
+
+        observer.on(InstallEvent::Table);
+        table::write(&mut writing.disk, &self.layout, &self.identifiers)?;
+        writing.finish()?;
+        Ok(Installed {
+            deployment: self.deployment().clone(),
+            size: self.layout.size,
+        })
+    }
+}
+
+impl InstallPlan<'_> {
+    /// Writes the ESP: the loader, and what is rendered from the record.
+    fn write_esp(&self, disk: &File) -> Result<(), ExecuteError> {
+        let mut partition =
+            FatPartition::format(disk, self.layout.esp, self.identifiers.esp_serial)
+                .map_err(ExecuteError::Esp)?;
+        for path in LOADER_PATHS {
+            partition
+                .write(path, &self.loader.bytes)
+                .map_err(ExecuteError::Esp)?;
+        }
+        let files = [&self.bootable.vmlinuz, &self.bootable.initramfs];
+        render::execute(&self.boot, &mut partition, &|wanted| {
+            files
+                .iter()
+                .find(|file| file.sha256 == *wanted)
+                .map(|file| file.bytes.clone())
+                .ok_or_else(|| io::ErrorKind::NotFound.into())
+        })?;
+        partition.finish().map_err(ExecuteError::Esp)
+    }
+}
+
+impl Content {
+    /// Counts what the root will hold, and what that takes.
+    fn of(store: &Store, tree: &Tree, image: &RefTarget) -> Result<Self, PlanError> {
+        let mut sizes: BTreeMap<ObjectId, u64> = BTreeMap::new();
+        let mut copied = 0_u64;
+        let mut copied_nodes = 0_u64;
+        for (path, id) in tree.walk() {
+            let top = path.components().first().map(|name| name.as_bytes());
+            // The first boot copies these two out of the image.
+            let is_copied = matches!(top, Some(b"etc" | b"var"));
+            if is_copied {
+                copied_nodes += 1;
+            }
+            if let tree::Content::File(content) = &tree.node(id).content {
+                if let FileContent::Object { id, size } = content {
+                    sizes.insert(*id, *size);
+                }
+                if is_copied {
+                    copied = copied.saturating_add(blocks(content.size()));
+                }
+            }
+        }
+        let image_bytes = store
+            .image_file(&image.root)?
+            .metadata()
+            .map_err(PlanError::ImageSize)?
+            .len();
+        let files = || sizes.values().copied().chain([image_bytes]);
+        let sealed = files().map(sealed).fold(0, u64::saturating_add);
+        let inodes = sizes.len() as u64 + 2 * copied_nodes + INODES_SPARE;
+        let disk = sealed
+            .saturating_add(copied)
+            .saturating_add(inodes * INODE_BYTES)
+            .saturating_add(ROOT_SPARE);
+        Ok(Self {
+            objects: sizes.len(),
+            bytes: files().fold(0, u64::saturating_add),
+            disk: disk.saturating_add(disk / 32), // the file system's own tables and reserve
+            inodes,
+        })
+    }
+}
+
+/// Inodes for directories of the store, the record, and what a machine makes in /var before it grows.
+const INODES_SPARE: u64 = 8192;
+
+/// What one inode takes.
+const INODE_BYTES: u64 = 256;
+
+/// Room for the journal, and for what a machine writes into /var before it grows.
+const ROOT_SPARE: u64 = 160 << 20;
+
+/// Returns what a file takes in whole blocks.
+fn blocks(bytes: u64) -> u64 {
+    bytes.div_ceil(ext4::BLOCK).saturating_mul(ext4::BLOCK)
+}
+
+/// Returns what a file takes when it is sealed: itself, a hash for each block, and a descriptor.
+fn sealed(bytes: u64) -> u64 {
+    const HASH: u64 = 32;
+    blocks(bytes)
+        .saturating_add(blocks(bytes.div_ceil(ext4::BLOCK).saturating_mul(HASH)))
+        .saturating_add(ext4::BLOCK)
+}
+
+impl fmt::Display for InstallPlan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let deployment = self.deployment();
+        let what = match self.target {
+            Target::File => "file",
+            Target::Disk { .. } => "disk",
+        };
+        let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(ALIGN));
+        writeln!(
+            f,
+            "Install {} to the {what} {}",
+            deployment.image,
+            self.path.display()
+        )?;
+        writeln!(f, "  root digest  {}", deployment.root)?;
+        if let Some(manifest) = deployment.manifest {
+            writeln!(f, "  manifest     {manifest}")?;
+        }
+        let version = deployment.version.as_deref().unwrap_or("no version");
+        writeln!(f, "  system       {} ({version})", deployment.title)?;
+        writeln!(f, "  kernel       {}", deployment.kernel)?;
+        writeln!(f, "  deployment   {}", deployment.id)?;
+        writeln!(f, "  arguments    {}", deployment.kargs.join(" "))?;
+        writeln!(f, "Partitions of {} in all", mib(self.layout.size))?;
+        for (name, kind, region) in [
+            ("esp", "FAT32", self.layout.esp),
+            ("bedplate-root", "ext4, fs-verity", self.layout.root),
+        ] {
+            let at = format!("{} at {}", mib(region.length), mib(region.start));
+            writeln!(f, "  {name:<14} {kind:<16} {at}")?;
+        }
+        writeln!(f, "  root file system {}", self.identifiers.root)?;
+        writeln!(f, "Boot partition")?;
+        for path in LOADER_PATHS {
+            writeln!(f, "  write {path} ({} bytes)", self.loader.bytes.len())?;
+        }
+        for operation in &self.boot.operations {
+            writeln!(f, "  {operation}")?;
+        }
+        let seal = if self.allow_unsealed {
+            "objects may stay unsealed"
+        } else {
+            "sealed at the first boot"
+        };
+        writeln!(
+            f,
+            "Root\n  {} objects, {} ({seal})",
+            self.content.objects,
+            mib(self.content.bytes)
+        )
+    }
+}
+
+/// Why an image cannot be installed as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The store has no such image.
+    #[error("the store has no image {0}")]
+    NoImage(ImageName),
+    /// The refs could not be read.
+    #[error(transparent)]
+    Refs(#[from] RefsError),
+    /// The image could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadStoreError),
+    /// The image's own file could not be looked at.
+    #[error("cannot look at the image's file")]
+    ImageSize(#[source] io::Error),
+    /// The image cannot be booted.
+    #[error(transparent)]
+    Bootable(#[from] BootableError),
+    /// The image has no boot loader.
+    #[error("the image has no /{}", bedplate_model::layout::SYSTEMD_BOOT)]
+    NoLoader,
+    /// A kernel argument that is none.
+    #[error("`{0}` is not one kernel argument")]
+    Karg(String),
+    /// The target cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The ESP could not hold the kernels of two deployments.
+    #[error(
+        "an EFI system partition of {esp} bytes is too small for two kernels; {needed} are needed"
+    )]
+    SmallEsp {
+        /// What was asked for.
+        esp: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// The boot partition's files could not be planned.
+    #[error(transparent)]
+    Boot(#[from] render::PlanError),
+    /// The disk cannot be divided.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
+
+/// Why an install failed. A FILE does not have its name then, and a disk no partition table.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// The target could not be written.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The ESP could not be written.
+    #[error("cannot write the EFI system partition")]
+    Esp(#[source] io::Error),
+    /// The boot files could not be written.
+    #[error(transparent)]
+    Boot(#[from] render::ExecuteError),
+    /// There was no place for the root's content.
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+    /// The root's content could not be put together.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// The root could not be made.
+    #[error(transparent)]
+    Root(#[from] Ext4Error),
+    /// The partition table could not be written.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
