@@ -11,6 +11,7 @@
 //! Invariant: equal input gives equal bytes.
 
 mod cpio;
+mod elf;
 mod modules;
 mod unpack;
 
@@ -127,7 +128,7 @@ pub fn build(input: &InitramfsInput<'_>) -> Result<Vec<u8>, InitramfsError> {
         archive.file(&plain, 0o644, bytes);
     }
     archive.file(MODULE_LIST, 0o644, lines.into_bytes());
-    archive.file("init", 0o755, input.init.to_vec());
+    archive.file("init", 0o755, elf::loaded_part(input.init));
     zstd::bulk::compress(&archive.finish(), ZSTD_LEVEL).map_err(InitramfsError::Compress)
 }
 
