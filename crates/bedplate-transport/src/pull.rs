@@ -90,6 +90,14 @@ pub struct Pulled {
 }
 
 impl Client {
+    /// Asks a registry which manifest a name has now, and fetches nothing else.
+    pub fn look(&self, image: &ImageName, options: &PullOptions) -> Result<Sha256, PullError> {
+        let runtime = self.handle();
+        let remote = runtime.block_on(Remote::open(self.shared(), image, Access::Pull))?;
+        let (fetched, _) = runtime.block_on(find_manifest(&remote, image, options))?;
+        Ok(fetched.digest)
+    }
+
     /// Pulls an image into a store, under its own name.
     pub fn pull(
         &self,

@@ -8,6 +8,7 @@
 //! Invariant: a manifest leaves here only with the digest that its bytes have; a blob's bytes are
 //! checked by who reads them to their end.
 
+use std::fmt::Write as _;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// How long a server may make us wait with `Retry-After`.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long a registry may take to file an upload after its last byte.
-const FILING_TIMEOUT: Duration = Duration::from_mins(10);
+const FILING_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// How much of an answer that is an error is read.
 const ERROR_MAX: u64 = 64 << 10;
 /// How long a token's answer may be.
@@ -665,7 +666,8 @@ fn encode(parameters: &[(&str, String)]) -> String {
             if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
                 text.push(byte.into());
             } else {
-                text.push_str(&format!("%{byte:02X}"));
+                // Writing to a string does not fail.
+                let _ = write!(text, "%{byte:02X}");
             }
         }
     }

@@ -18,7 +18,7 @@ use super::connect::{ConnectError, Connector};
 /// How many redirects are followed.
 const REDIRECTS_MAX: usize = 5;
 /// How long a server may take to begin its answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a server may stay silent in the middle of a body.
 const STALL_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a connection is kept for the next request.

@@ -23,9 +23,9 @@ use super::storage::Storage;
 /// The most uploads that are open at once.
 const SESSIONS_MAX: usize = 256;
 /// How long an upload that nobody writes to is kept.
-const SESSION_IDLE: Duration = Duration::from_hours(1);
+const SESSION_IDLE: Duration = Duration::from_secs(60 * 60);
 /// How long a sender may stay silent in the middle of a body.
-const BODY_STALL: Duration = Duration::from_mins(1);
+const BODY_STALL: Duration = Duration::from_secs(60);
 /// Pieces of a body that wait for the disk; a piece has at most some 400 KiB.
 const PIECES_WAITING: usize = 8;
 

@@ -289,7 +289,8 @@ fn a_registry_that_always_asks_for_credentials_is_left() {
 fn a_transient_failure_is_tried_again() {
     let failures = AtomicUsize::new(0);
     let outcome = pull(except(small(), move |asked, _| {
-        let first = asked.path != "/v2/" && failures.fetch_add(1, Ordering::Relaxed) % 2 == 0;
+        let first =
+            asked.path != "/v2/" && failures.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
         first.then(|| Reply::with(503, &[("retry-after", "0")], b""))
     }));
     outcome.unwrap();

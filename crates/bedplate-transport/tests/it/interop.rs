@@ -18,6 +18,7 @@ use bedplate_transport::{
 use crate::transfer::{client, name, quiet, serve};
 
 /// Returns whether all programs are here; names one that is not.
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
 fn have(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| {
         !["/usr/bin", "/usr/sbin", "/usr/local/bin"]
@@ -324,7 +325,7 @@ struct DockerRegistry {
 
 impl DockerRegistry {
     fn start(dir: &Path) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0")
+        let address = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
             .unwrap()
             .local_addr()
             .unwrap();
