@@ -1,5 +1,7 @@
-//! The life of a machine: its verbs over a simulated loader, and with the power cut at each write.
+//! Machines from outside: installed to files; and the verbs over a simulated loader, with the power cut
+//! at each write.
 
 mod cuts;
+mod install;
 mod life;
 mod simulated;

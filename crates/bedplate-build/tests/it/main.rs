@@ -1,0 +1,3 @@
+//! Directories that become images.
+
+mod build;
