@@ -16,7 +16,10 @@ use std::fmt;
 use bedplate_model::{Content, Name, Node, NodeId, Tree, TreePath};
 
 pub use packages::{Package, PackageChange, ParsePackagesError, parse_dpkg_status};
-pub use summary::{KernelChanges, PathCounts, Summary, SummaryError, kernels, packages, summary};
+pub use summary::{
+    KernelChanges, PathCounts, Summary, SummaryError, kernels, packages, packages_of_directory,
+    summarize, summary,
+};
 
 /// One path that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,8 +1,11 @@
 //! What an administrator wants to know first: packages, kernels, sizes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read as _};
+use std::path::Path;
 
-use bedplate_model::{Content, FileContent, NodeId, Tree, TreePath, layout};
+use bedplate_model::{Content, FileContent, Name, NodeId, Tree, TreePath, layout};
+use bedplate_sys::files;
 
 use super::packages::{self as dpkg, Package, PackageChange, ParsePackagesError};
 use crate::store::{ReadStoreError, Store};
@@ -53,13 +56,21 @@ pub struct PathCounts {
 /// Why images could not be summed up.
 #[derive(Debug, thiserror::Error)]
 pub enum SummaryError {
+    /// The database of packages in a directory could not be read.
+    #[error("cannot read {path}")]
+    ReadFile {
+        /// Its path in the directory.
+        path: TreePath,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The database of packages could not be read.
     #[error("cannot read {path}")]
     Read {
         /// Its path in the image.
         path: TreePath,
         /// Why not.
-        source: ReadStoreError,
+        source: Box<ReadStoreError>,
     },
     /// The database of packages is not what it should be.
     #[error("{path} is no database of packages")]
@@ -73,7 +84,18 @@ pub enum SummaryError {
 
 /// Sums up what differs between two trees whose contents are in the store.
 pub fn summary(store: &Store, from: &Tree, to: &Tree) -> Result<Summary, SummaryError> {
-    let packages = match (packages(store, from)?, packages(store, to)?) {
+    Ok(summarize(
+        (from, packages(store, from)?),
+        (to, packages(store, to)?),
+    ))
+}
+
+/// Sums up what differs between two trees whose packages are known, as far as they can be.
+pub fn summarize(
+    (from, from_packages): (&Tree, Option<Vec<Package>>),
+    (to, to_packages): (&Tree, Option<Vec<Package>>),
+) -> Summary {
+    let packages = match (from_packages, to_packages) {
         (Some(from), Some(to)) => Some(dpkg::changes(&from, &to)),
         _ => None,
     };
@@ -88,7 +110,7 @@ pub fn summary(store: &Store, from: &Tree, to: &Tree) -> Result<Summary, Summary
             super::ChangeKind::Changed(_) => paths.changed += 1,
         }
     }
-    Ok(Summary {
+    Summary {
         packages,
         kernels: KernelChanges {
             added: list(news.difference(&olds).collect()),
@@ -101,11 +123,46 @@ pub fn summary(store: &Store, from: &Tree, to: &Tree) -> Result<Summary, Summary
             .filter(|(id, _)| !old_contents.contains_key(id))
             .fold(0, |sum: u64, (_, size)| sum.saturating_add(*size)),
         paths,
-    })
+    }
 }
 
 /// Reads the packages of an image, or returns `None` where it has no database that we know.
 pub fn packages(store: &Store, tree: &Tree) -> Result<Option<Vec<Package>>, SummaryError> {
+    packages_by(tree, |path, content| {
+        store
+            .read_small(content, STATUS_MAX)
+            .map_err(|source| SummaryError::Read {
+                path,
+                source: Box::new(source),
+            })
+    })
+}
+
+/// Reads the packages of a directory that was scanned into `tree`.
+pub fn packages_of_directory(
+    directory: &Path,
+    tree: &Tree,
+) -> Result<Option<Vec<Package>>, SummaryError> {
+    packages_by(tree, |path, _| {
+        let read = || -> io::Result<Vec<u8>> {
+            let Some((parents, name)) = path.split_last() else {
+                return Ok(Vec::new()); // the root is no file
+            };
+            let root = files::open_root(directory)?;
+            let parent = files::open_beneath(&root, parents.iter().map(Name::as_os_str))?;
+            let file = files::open_file(&parent, name.as_os_str())?;
+            let mut bytes = Vec::new();
+            file.take(STATUS_MAX).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(|source| SummaryError::ReadFile { path, source })
+    })
+}
+
+fn packages_by(
+    tree: &Tree,
+    read: impl Fn(TreePath, &FileContent) -> Result<Vec<u8>, SummaryError>,
+) -> Result<Option<Vec<Package>>, SummaryError> {
     for file in STATUS_FILES {
         let Ok(path) = TreePath::try_from(file) else {
             continue; // the paths above are good ones
@@ -114,10 +171,7 @@ pub fn packages(store: &Store, tree: &Tree) -> Result<Option<Vec<Package>>, Summ
         else {
             continue;
         };
-        let bytes = match store.read_small(content, STATUS_MAX) {
-            Ok(bytes) => bytes,
-            Err(source) => return Err(SummaryError::Read { path, source }),
-        };
+        let bytes = read(path.clone(), content)?;
         return match dpkg::parse_dpkg_status(&bytes) {
             Ok(packages) => Ok(Some(packages)),
             Err(source) => Err(SummaryError::Parse { path, source }),

@@ -1,0 +1,548 @@
+//! What a person types: every verb and its options, and nothing of what they do.
+
+use std::path::PathBuf;
+
+use bedplate_model::record::DeploymentId;
+use bedplate_model::{ErofsVersion, ImageName};
+use bedplate_transport::Recipe;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Builds, ships, boots and rolls back whole Linux systems as verified images.
+#[derive(Debug, Parser)]
+#[command(name = "bedplate", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// The store to work on [default: the machine's own where Bedplate runs it, else
+    /// $XDG_DATA_HOME/bedplate/store]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+
+    /// Draw no progress
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes say who must act:
+  0  done                          4  the remote side: a registry, the network
+  1  the answer is no              5  damage: something is not what its digest says
+  2  you: the command or its input 70 us: a bug in bedplate
+  3  this host: disk, permissions, tools";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make a bootable image from a root directory
+    Build(Build),
+    /// Store a directory as an image
+    Commit(Commit),
+    /// Restore an image to a directory, every attribute exactly
+    Checkout(Checkout),
+    /// Store a tar file or stream as an image
+    Import(Import),
+    /// Write an image as a tar file or stream
+    Export(Export),
+    /// Print the root digest of a directory as it lies on disk
+    Digest(Digest),
+    /// Fetch an image from a registry
+    Pull(Pull),
+    /// Send an image to a registry
+    Push(Push),
+    /// Give an image one more name
+    Tag(Tag),
+    /// Take names away
+    Untag(Untag),
+    /// List the images of the store
+    Images(Images),
+    /// Show everything about an image
+    Inspect(Inspect),
+    /// Show how an image came to be
+    Log(Log),
+    /// List a directory of an image
+    Ls(Ls),
+    /// Print files of an image
+    Cat(Cat),
+    /// Say what changed between two images or directories
+    Diff(Diff),
+    /// Mount an image read-only
+    Mount(Mount),
+    /// Take a mounted image off
+    Umount(Umount),
+    /// Check whether a directory or an image makes a good bootable image
+    Lint(Lint),
+    /// Serve an OCI registry over a directory
+    Serve(Serve),
+    /// Remove what no name reaches
+    Gc(Gc),
+    /// Check every object, image and name of the store
+    Fsck(Fsck),
+    /// Install an image
+    #[command(subcommand)]
+    Install(Install),
+    /// Show this machine's deployments
+    Status(Status),
+    /// Fetch and stage the newest version of this machine's image
+    Upgrade(Upgrade),
+    /// Fetch and stage another image
+    Switch(Switch),
+    /// Make the previous deployment boot next
+    Rollback(Rollback),
+    /// What the machine's own units call
+    #[command(subcommand, hide = true)]
+    Internal(Internal),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// The root directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) rootfs: PathBuf,
+    /// The name of the image
+    #[arg(long = "tag", short, value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// A label of the image
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// A kernel argument of the image
+    #[arg(long = "karg", value_name = "ARG")]
+    pub(crate) kargs: Vec<String>,
+    /// How layers are compressed
+    #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
+    pub(crate) compression: CompressionArg,
+    /// The early-boot program [default: bedplate-init beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: Option<PathBuf>,
+    /// The host name of every machine of the image
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Refuse warnings, too
+    #[arg(long)]
+    pub(crate) fatal_warnings: bool,
+    /// Switch a lint off
+    #[arg(long = "skip-lint", value_name = "LINT")]
+    pub(crate) skip_lints: Vec<String>,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum CompressionArg {
+    /// Zstandard, level 3
+    Zstd,
+    /// gzip, level 6: for registries and tools that know nothing else
+    Gzip,
+    /// Plain tar
+    None,
+}
+
+impl From<CompressionArg> for Recipe {
+    fn from(argument: CompressionArg) -> Self {
+        match argument {
+            CompressionArg::Zstd => Self::ZSTD,
+            CompressionArg::Gzip => Self::GZIP,
+            CompressionArg::None => Self::None,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Commit {
+    /// The directory
+    pub(crate) directory: PathBuf,
+    /// The name of the image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Checkout {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// The directory: empty, or not there yet
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The tar file, plain or compressed with gzip or zstd; `-` for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The name of the image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// The file [default: standard output]
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Digest {
+    /// The directory
+    pub(crate) directory: PathBuf,
+    /// The lowest version of the image format, as mkcomposefs's --min-version
+    #[arg(long, value_name = "0|1", default_value = "1", value_parser = str::parse::<ErofsVersion>)]
+    pub(crate) format_version: ErofsVersion,
+    /// Give every name a file of its own, and print the bare digest, as mkcomposefs does
+    #[arg(long)]
+    pub(crate) break_hardlinks: bool,
+}
+
+/// How to reach a registry.
+#[derive(Debug, Args)]
+pub(crate) struct Remote {
+    /// Whether the registry must prove itself by TLS
+    #[arg(long, value_name = "true|false", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    pub(crate) tls_verify: Option<bool>,
+    /// The file with credentials
+    #[arg(long, value_name = "FILE")]
+    pub(crate) authfile: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// The image in the store
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// Where it goes [default: where its name says]
+    #[arg(value_name = "DESTINATION")]
+    pub(crate) destination: Option<ImageName>,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+    /// How the layer of an image without a manifest is compressed
+    #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
+    pub(crate) compression: CompressionArg,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) source: ImageName,
+    /// Its new names
+    #[arg(value_name = "NEW", required = true)]
+    pub(crate) names: Vec<ImageName>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Untag {
+    /// The names
+    #[arg(value_name = "REF", required = true)]
+    pub(crate) names: Vec<ImageName>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Images {
+    /// Show names that deployments hold, too
+    #[arg(long, short)]
+    pub(crate) all: bool,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Log {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// The path
+    #[arg(default_value = "/")]
+    pub(crate) path: PathBuf,
+    /// Show mode, owner, size and time
+    #[arg(long, short)]
+    pub(crate) long: bool,
+    /// Go below directories
+    #[arg(long, short = 'R')]
+    pub(crate) recursive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cat {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// The files
+    #[arg(required = true)]
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// An image, or a directory (a path with a slash in front, `./`, or `..`)
+    #[arg(value_name = "A")]
+    pub(crate) old: String,
+    /// The other one
+    #[arg(value_name = "B")]
+    pub(crate) new: String,
+    /// Show every path
+    #[arg(long)]
+    pub(crate) files: bool,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mount {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    /// Where
+    pub(crate) directory: PathBuf,
+    /// Refuse objects that are not sealed with fs-verity
+    #[arg(long)]
+    pub(crate) verity: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Umount {
+    /// Where
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Lint {
+    /// A directory (a path with a slash in front, `./`, or `..`) or an image
+    #[arg(value_name = "DIR|REF", required_unless_present = "list")]
+    pub(crate) subject: Option<String>,
+    /// Switch a lint off
+    #[arg(long, value_name = "LINT")]
+    pub(crate) skip: Vec<String>,
+    /// Refuse warnings, too
+    #[arg(long)]
+    pub(crate) fatal_warnings: bool,
+    /// Say what is checked
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The address and port; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// The directory with the registry's content
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fsck {
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Install {
+    /// Install to a disk image file, or to a disk
+    ToDisk(ToDisk),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ToDisk {
+    /// The file or the disk
+    #[arg(value_name = "FILE")]
+    pub(crate) target: PathBuf,
+    /// The image, from the store
+    #[arg(long, value_name = "REF")]
+    pub(crate) image: ImageName,
+    /// Where the machine looks for upgrades [default: the image's name]
+    #[arg(long, value_name = "REF")]
+    pub(crate) target_image: Option<ImageName>,
+    /// The size of a file, such as 10G; it grows to its disk at the first boot [default: what the image
+    /// needs, and room for one more]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) size: Option<u64>,
+    /// The size of the EFI system partition
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) esp_size: Option<u64>,
+    /// A kernel argument of this machine
+    #[arg(long = "karg", value_name = "ARG")]
+    pub(crate) kargs: Vec<String>,
+    /// Permit objects that are not sealed with fs-verity
+    #[arg(long)]
+    pub(crate) allow_unsealed: bool,
+    /// Overwrite what the target holds
+    #[arg(long)]
+    pub(crate) wipe: bool,
+    /// Print the plan, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Upgrade {
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+    #[command(flatten)]
+    pub(crate) stage: Stage,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Switch {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) name: ImageName,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+    #[command(flatten)]
+    pub(crate) stage: Stage,
+}
+
+/// How a fetched image becomes a deployment.
+#[derive(Debug, Args)]
+pub(crate) struct Stage {
+    /// Only say whether there is something newer (exit code 1: there is not)
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Fetch, print the plan, and stage nothing
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) dry_run: bool,
+    /// Reboot at once when something was staged
+    #[arg(long, conflicts_with_all = ["check", "dry_run"])]
+    pub(crate) apply: bool,
+    /// Stage a version that failed on this machine before
+    #[arg(long)]
+    pub(crate) retry: bool,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rollback {
+    /// The deployment [default: the previous one]
+    #[arg(long, value_name = "ID")]
+    pub(crate) to: Option<DeploymentId>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Reboot at once
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) apply: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Internal {
+    /// Finish what was staged (at shutdown)
+    Finalize,
+    /// Finish or undo what was interrupted, and prove what was booted
+    Prove,
+    /// Grow the root to its disk (at the first boot)
+    Grow,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("a label is NAME=VALUE".to_owned()),
+    }
+}
+
+/// Parses a size: a number of bytes, or one with K, M, G or T (powers of 1024).
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "a size is a number, with K, M, G or T for powers of 1024".to_owned();
+    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_one_unit_at_most() {
+        assert_eq!(size("4G"), Ok(4 << 30));
+        assert_eq!(size("512"), Ok(512));
+        for text in ["", "G", "4GG", "-1", "99999999999T"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What every verb works with: the store, the clock, where output goes.
+
+use std::cell::Cell;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use bedplate_model::{ImageName, RootDigest, layout};
+use bedplate_store::{RefTarget, Store};
+
+use bedplate_transport::{Client, ClientOptions, TlsVerify};
+
+use crate::blame::{Blame, Refusal};
+use crate::cli::{Cli, Remote};
+use crate::host::Host;
+
+/// What every verb works with.
+pub(crate) struct Context<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) out: &'a mut dyn Write,
+    /// Whether progress may be drawn.
+    pub(crate) quiet: bool,
+    store: Option<PathBuf>,
+    /// Whether this program has mounts of its own already.
+    entered: Cell<bool>,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(cli: &Cli, host: &'a Host, out: &'a mut dyn Write) -> Self {
+        Self {
+            host,
+            out,
+            quiet: cli.quiet,
+            store: cli.store.clone(),
+            entered: Cell::new(false),
+        }
+    }
+
+    /// Opens the store, and makes it where there is none: for verbs that put something in.
+    ///
+    /// On a machine this must come before anything that starts threads: see [`Context::enter`].
+    pub(crate) fn writable_store(&self) -> anyhow::Result<Store> {
+        let path = self.store_path()?;
+        self.enter()?;
+        Store::create(&path).with_context(|| format!("cannot open the store {}", path.display()))
+    }
+
+    /// Opens a store that is there.
+    pub(crate) fn store(&self) -> anyhow::Result<Store> {
+        self.enter()?;
+        self.store_as_it_is()
+    }
+
+    /// Opens a store that is there, and leaves this program among the mounts that everybody sees.
+    pub(crate) fn store_as_it_is(&self) -> anyhow::Result<Store> {
+        let path = self.store_path()?;
+        Store::open(&path).with_context(|| format!("cannot open the store {}", path.display()))
+    }
+
+    /// Opens the machine that this program runs on, for verbs that change it.
+    pub(crate) fn machine(&self) -> anyhow::Result<bedplate_deploy::Host> {
+        if !self.host.is_machine() {
+            return Err(Refusal {
+                blame: Blame::Usage,
+                message: "this system was not booted by bedplate".into(),
+                hint: Some("`bedplate install` makes a machine of an image".into()),
+            }
+            .into());
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err(Refusal {
+                blame: Blame::Host,
+                message: "only root may change this machine".into(),
+                hint: Some("`bedplate status` is for everybody".into()),
+            }
+            .into());
+        }
+        self.enter_root()?;
+        Ok(bedplate_deploy::Host::this_machine(self.host.now()))
+    }
+
+    /// Makes the machine's store writable for this program, where it is the one that is used.
+    fn enter(&self) -> anyhow::Result<()> {
+        if self.is_machine_store() { self.enter_root() } else { Ok(()) }
+    }
+
+    /// Returns whether the machine's own store is used, which is read-only for everybody.
+    pub(crate) fn is_machine_store(&self) -> bool {
+        self.store.is_none() && self.host.is_machine() && rustix::process::geteuid().is_root()
+    }
+
+    fn enter_root(&self) -> anyhow::Result<()> {
+        if !self.entered.replace(true) {
+            bedplate_deploy::host::enter_root(Path::new(layout::SYSROOT))?;
+        }
+        Ok(())
+    }
+
+    fn store_path(&self) -> anyhow::Result<PathBuf> {
+        match &self.store {
+            Some(path) => Ok(path.clone()),
+            None => self.host.default_store().ok_or_else(|| {
+                Refusal {
+                    blame: Blame::Usage,
+                    message: "there is no default store: neither XDG_DATA_HOME nor HOME is set".into(),
+                    hint: Some("name a store with --store DIR".into()),
+                }
+                .into()
+            }),
+        }
+    }
+
+    /// Makes a client of registries.
+    pub(crate) fn client(&self, remote: &Remote) -> anyhow::Result<Client> {
+        let mut options = ClientOptions::of_system(&self.host.registry_environment())?;
+        if let Some(file) = &remote.authfile {
+            options.auth_files = vec![file.clone()];
+        }
+        if remote.tls_verify == Some(false) {
+            options.tls_verify = TlsVerify::Off;
+        }
+        Ok(Client::new(options)?)
+    }
+
+    /// Finds an image by its name, or says that the store has none.
+    pub(crate) fn image(&self, store: &Store, name: &ImageName) -> anyhow::Result<RefTarget> {
+        let found = store
+            .resolve(name)
+            .with_context(|| format!("cannot look up {name}"))?;
+        found.ok_or_else(|| {
+            Refusal::usage(
+                format!("the store has no image {name}"),
+                "`bedplate images` lists what there is; `bedplate pull` fetches from a registry",
+            )
+            .into()
+        })
+    }
+
+    /// Returns the target of a new ref to an image that has no manifest yet.
+    pub(crate) fn target(&self, root: RootDigest) -> RefTarget {
+        RefTarget {
+            root,
+            manifest: None,
+            config: None,
+            created: self.host.now(),
+            signature: None,
+            policy: None,
+        }
+    }
+
+    /// Returns the same target, set now.
+    pub(crate) fn set_now(&self, target: RefTarget) -> RefTarget {
+        RefTarget {
+            created: self.host.now(),
+            ..target
+        }
+    }
+}
+
+/// Checks that a name can be given: a digest is found out, not chosen.
+pub(crate) fn tag_name(name: &ImageName) -> anyhow::Result<ImageName> {
+    match name.digest() {
+        None => Ok(name.clone()),
+        Some(_) => Err(Refusal::usage(
+            format!("{name} cannot be given to an image: it has a digest in it"),
+            "name it REPOSITORY:TAG",
+        )
+        .into()),
+    }
+}

@@ -1,0 +1,75 @@
+//! The host: what the program takes from its surroundings, read once.
+//!
+//! Invariant: nothing below `main` reads the environment or the clock; it all comes from here.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bedplate_model::layout;
+
+/// What the program takes from its surroundings.
+#[derive(Debug)]
+pub(crate) struct Host {
+    environment: BTreeMap<OsString, OsString>,
+    started: Duration,
+}
+
+impl Host {
+    /// Reads the environment and the clock.
+    pub(crate) fn observe() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+        let now = SystemTime::now();
+        Self {
+            environment: std::env::vars_os().collect(),
+            // A clock before 1970 is a clock that was never set.
+            started: now.duration_since(UNIX_EPOCH).unwrap_or_default(),
+        }
+    }
+
+    /// Returns when the program started, in seconds since 1970.
+    pub(crate) fn now(&self) -> i64 {
+        self.started.as_secs() as i64
+    }
+
+    /// Returns a variable of the environment as a path, unless it is unset or empty.
+    pub(crate) fn variable(&self, name: &str) -> Option<PathBuf> {
+        let value = self.environment.get(OsString::from(name).as_os_str())?;
+        (!value.is_empty()).then(|| PathBuf::from(value))
+    }
+
+    /// Returns a number from the environment.
+    pub(crate) fn number(&self, name: &str) -> Option<i64> {
+        self.variable(name)?.to_str()?.parse().ok()
+    }
+
+    /// Returns whether this program runs on a machine that Bedplate booted.
+    pub(crate) fn is_machine(&self) -> bool {
+        Path::new(layout::BOOTED).exists()
+    }
+
+    /// Returns the store that verbs use without `--store`: the machine's own for root on a machine of
+    /// ours, else the user's.
+    pub(crate) fn default_store(&self) -> Option<PathBuf> {
+        if self.is_machine() && rustix::process::geteuid().is_root() {
+            return Some(Path::new(layout::SYSROOT).join(layout::STORE));
+        }
+        let data = self
+            .variable("XDG_DATA_HOME")
+            .filter(|path| path.is_absolute())
+            .or_else(|| Some(self.variable("HOME")?.join(".local/share")))?;
+        Some(data.join("bedplate/store"))
+    }
+
+    /// Returns what the registry client wants to know of the environment.
+    pub(crate) fn registry_environment(&self) -> bedplate_transport::Environment {
+        let variable = |name: &str| self.variable(name).map(PathBuf::into_os_string);
+        bedplate_transport::Environment {
+            registry_auth_file: variable("REGISTRY_AUTH_FILE"),
+            runtime_dir: variable("XDG_RUNTIME_DIR"),
+            home: variable("HOME"),
+            docker_config: variable("DOCKER_CONFIG"),
+        }
+    }
+}

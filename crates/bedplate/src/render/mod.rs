@@ -1,0 +1,83 @@
+//! Drawing: tables for people, JSON for programs, progress for terminals.
+
+pub(crate) mod progress;
+pub(crate) mod table;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// Writes a document for programs: indented JSON and a newline.
+pub(crate) fn json(out: &mut dyn Write, document: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, document)?;
+    writeln!(out)
+}
+
+/// Prints a length with a unit that keeps it short: `12.3 MB`, as podman does (powers of 1000).
+pub(crate) fn bytes(length: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if length < 1000 {
+        return format!("{length} B");
+    }
+    let mut value = length as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// Prints how long ago something was: `3 minutes ago`.
+pub(crate) fn ago(then: i64, now: i64) -> String {
+    let seconds = now.saturating_sub(then);
+    let (count, unit) = match seconds {
+        ..0 => return moment(then),
+        0..5 => return "just now".to_owned(),
+        5..60 => (seconds, "second"),
+        60..3600 => (seconds / 60, "minute"),
+        3600..86400 => (seconds / 3600, "hour"),
+        _ => (seconds / 86400, "day"),
+    };
+    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+}
+
+/// Prints a point in time in RFC 3339 (UTC).
+pub(crate) fn moment(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| format!("{seconds} s since 1970"), |time| time.to_string())
+}
+
+/// Shortens a digest to the 12 digits that people compare.
+pub(crate) fn short(digest: &str) -> &str {
+    let hex = digest.rsplit(':').next().unwrap_or(digest);
+    hex.get(..12).unwrap_or(hex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_short_and_never_round_up_to_a_thousand() {
+        for (length, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (1_145_800_000, "1.1 GB"),
+            (u64::MAX, "18.4 EB"),
+        ] {
+            assert_eq!(bytes(length), text);
+        }
+    }
+
+    #[test]
+    fn ages_are_told_as_people_tell_them() {
+        for (then, text) in [(1000, "just now"), (990, "10 seconds ago"), (940, "1 minute ago"), (0, "16 minutes ago")] {
+            assert_eq!(ago(then, 1000), text);
+        }
+        assert_eq!(ago(2000, 1000), "1970-01-01T00:33:20Z");
+    }
+}

@@ -1,0 +1,145 @@
+//! `diff`: says what changed between two images or directories: packages, kernels and sizes first, paths
+//! with `--files`.
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use bedplate_model::Tree;
+use bedplate_store::diff::{ChangeKind, PackageChange, Summary, summarize};
+use serde::Serialize;
+
+use super::subject::Subject;
+use crate::Answer;
+use crate::cli::Diff;
+use crate::context::Context;
+use crate::render::{bytes, json};
+
+/// A difference, for programs.
+#[derive(Serialize)]
+struct Difference {
+    /// Null where one of the two has no package database that is known.
+    packages: Option<Vec<Package>>,
+    kernels_added: Vec<String>,
+    kernels_removed: Vec<String>,
+    bytes: [u64; 2],
+    new_bytes: u64,
+    paths_added: u64,
+    paths_removed: u64,
+    paths_changed: u64,
+    /// Only with `--files`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paths: Option<Vec<Path>>,
+}
+
+#[derive(Serialize)]
+struct Package {
+    name: String,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Path {
+    path: String,
+    change: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    aspects: Vec<&'static str>,
+}
+
+pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let attempted = || format!("cannot compare {} with {}", diff.old, diff.new);
+    let (old, old_packages) = Subject::parse(&diff.old)?.read(context).with_context(attempted)?;
+    let (new, new_packages) = Subject::parse(&diff.new)?.read(context).with_context(attempted)?;
+    let summary = summarize((&old, old_packages), (&new, new_packages));
+    let paths = diff.files.then(|| paths(&old, &new));
+    let out = &mut *context.out;
+    if diff.json {
+        json(out, &difference(summary, paths))?;
+    } else {
+        draw(out, &summary)?;
+        for path in paths.iter().flatten() {
+            draw_path(out, path)?;
+        }
+    }
+    Ok(Answer::Yes)
+}
+
+/// Draws what an administrator wants to know first.
+pub(super) fn draw(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
+    match &summary.packages {
+        None => writeln!(out, "Packages: no package database in both")?,
+        Some(changes) if changes.is_empty() => writeln!(out, "Packages: the same")?,
+        Some(changes) => {
+            let count = |wanted: fn(&PackageChange) -> bool| changes.iter().filter(|change| wanted(change)).count();
+            writeln!(
+                out,
+                "Packages: {} changed, {} added, {} removed",
+                count(|change| matches!(change, PackageChange::Changed { .. })),
+                count(|change| matches!(change, PackageChange::Added { .. })),
+                count(|change| matches!(change, PackageChange::Removed { .. })),
+            )?;
+            for change in changes {
+                writeln!(out, "  {change}")?;
+            }
+        }
+    }
+    let kernels = &summary.kernels;
+    if kernels.added.is_empty() && kernels.removed.is_empty() {
+        writeln!(out, "Kernel:   {}", if kernels.kept.is_empty() { "none".into() } else { format!("the same ({})", kernels.kept.join(", ")) })?;
+    } else {
+        let list = |releases: &[String]| if releases.is_empty() { "none".to_owned() } else { releases.join(", ") };
+        writeln!(out, "Kernel:   {} → {}", list(&kernels.removed), list(&kernels.added))?;
+    }
+    let (before, after) = summary.bytes;
+    writeln!(out, "Size:     {} → {}, {} of it new", bytes(before), bytes(after), bytes(summary.new_bytes))?;
+    let paths = summary.paths;
+    writeln!(out, "Paths:    {} added, {} removed, {} changed", paths.added, paths.removed, paths.changed)
+}
+
+fn draw_path(out: &mut dyn Write, path: &Path) -> io::Result<()> {
+    let sign = match path.change {
+        "added" => '+',
+        "removed" => '-',
+        _ => '~',
+    };
+    if path.aspects.is_empty() {
+        writeln!(out, "{sign} {}", path.path)
+    } else {
+        writeln!(out, "{sign} {} ({})", path.path, path.aspects.join(", "))
+    }
+}
+
+fn paths(old: &Tree, new: &Tree) -> Vec<Path> {
+    let describe = |kind: ChangeKind| match kind {
+        ChangeKind::Added => ("added", Vec::new()),
+        ChangeKind::Removed => ("removed", Vec::new()),
+        ChangeKind::Changed(aspects) => ("changed", aspects.into_iter().map(|aspect| aspect.name()).collect()),
+    };
+    bedplate_store::diff(old, new)
+        .into_iter()
+        .map(|change| {
+            let path = change.path.to_string();
+            let (change, aspects) = describe(change.kind);
+            Path { path, change, aspects }
+        })
+        .collect()
+}
+
+fn difference(summary: Summary, paths: Option<Vec<Path>>) -> Difference {
+    let package = |change| match change {
+        PackageChange::Added { name, version } => Package { name, from: None, to: Some(version) },
+        PackageChange::Removed { name, version } => Package { name, from: Some(version), to: None },
+        PackageChange::Changed { name, from, to } => Package { name, from: Some(from), to: Some(to) },
+    };
+    Difference {
+        packages: summary.packages.map(|changes| changes.into_iter().map(package).collect()),
+        kernels_added: summary.kernels.added,
+        kernels_removed: summary.kernels.removed,
+        bytes: [summary.bytes.0, summary.bytes.1],
+        new_bytes: summary.new_bytes,
+        paths_added: summary.paths.added,
+        paths_removed: summary.paths.removed,
+        paths_changed: summary.paths.changed,
+        paths,
+    }
+}

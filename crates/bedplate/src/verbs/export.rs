@@ -1,0 +1,46 @@
+//! `export`: writes an image as a tar file or stream, with every attribute; contents are checked.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+
+use anyhow::Context as _;
+use bedplate_store::layer::write_tar;
+
+use crate::Answer;
+use crate::blame::Refusal;
+use crate::cli::Export;
+use crate::context::Context;
+
+pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let store = context.store()?;
+    let target = context.image(&store, &export.name)?;
+    let attempted = || format!("cannot export {}", export.name);
+    let tree = store.tree(&target.root).with_context(attempted)?;
+    let open = |content: &_| -> io::Result<Box<dyn io::Read + '_>> {
+        match store.read_content(content) {
+            Ok(reader) => Ok(reader),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    };
+    match &export.output {
+        Some(path) => {
+            let file = File::create(path)
+                .with_context(|| format!("cannot create {}", path.display()))?;
+            let mut out = BufWriter::with_capacity(BUFFER, file);
+            write_tar(&tree, &open, &mut out).with_context(attempted)?;
+            out.flush().with_context(attempted)?;
+        }
+        None if io::stdout().is_terminal() => {
+            return Err(Refusal::usage(
+                "a tar stream is not for a terminal",
+                "name a file with --output, or pipe it somewhere",
+            )
+            .into());
+        }
+        None => write_tar(&tree, &open, &mut context.out).with_context(attempted)?,
+    }
+    Ok(Answer::Yes)
+}
+
+/// Enough that small files cost no system call each.
+const BUFFER: usize = 1 << 20;

@@ -1,0 +1,82 @@
+//! `images`: lists the names of the store and what they point at.
+
+use std::collections::HashMap;
+
+use anyhow::Context as _;
+use bedplate_model::{Content, RootDigest, Sha256, Tree};
+use serde::Serialize;
+
+use crate::Answer;
+use crate::cli::Images;
+use crate::context::Context;
+use crate::render::table::Table;
+use crate::render::{ago, bytes, json, short};
+
+/// One name, for programs.
+#[derive(Serialize)]
+struct Image {
+    name: String,
+    root_digest: RootDigest,
+    manifest_digest: Option<Sha256>,
+    created: i64,
+    /// The bytes of all files, each hard-linked one once.
+    size: u64,
+}
+
+pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let store = context.store()?;
+    let refs = store.refs().context("cannot list the names of the store")?;
+    let mut sizes: HashMap<RootDigest, u64> = HashMap::new();
+    let mut list = Vec::new();
+    for (name, target) in refs {
+        let size = match sizes.get(&target.root) {
+            Some(size) => *size,
+            None => {
+                let tree = store
+                    .tree(&target.root)
+                    .with_context(|| format!("cannot read {name}"))?;
+                *sizes.entry(target.root).or_insert_with(|| size(&tree))
+            }
+        };
+        list.push(Image {
+            name: name.to_string(),
+            root_digest: target.root,
+            manifest_digest: target.manifest,
+            created: target.created,
+            size,
+        });
+    }
+    if images.json {
+        json(context.out, &list)?;
+        return Ok(Answer::Yes);
+    }
+    let mut table = Table::new(["NAME", "ROOT DIGEST", "MANIFEST", "SET", "SIZE"]);
+    for image in list {
+        table.row([
+            image.name,
+            short(&image.root_digest.to_string()).to_owned(),
+            image.manifest_digest.map_or_else(
+                || "-".to_owned(),
+                |digest| short(&digest.to_string()).to_owned(),
+            ),
+            ago(image.created, context.host.now()),
+            bytes(image.size),
+        ]);
+    }
+    table.write(context.out)?;
+    Ok(Answer::Yes)
+}
+
+/// Adds up the files of a tree, each hard-linked one once.
+pub(super) fn size(tree: &Tree) -> u64 {
+    let mut seen = vec![false; tree.node_count()];
+    let mut total = 0;
+    for (_, id) in tree.walk() {
+        if let Content::File(content) = &tree.node(id).content
+            && !std::mem::replace(&mut seen[id.index()], true)
+        {
+            total += content.size();
+        }
+    }
+    total
+}

@@ -1,0 +1,120 @@
+//! `inspect`: shows everything about an image.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use bedplate_model::oci;
+use bedplate_model::{Content, Sha256};
+use serde::Serialize;
+
+use crate::Answer;
+use crate::cli::Inspect;
+use crate::context::Context;
+use crate::render::{bytes, json, moment};
+
+/// An image, for programs.
+#[derive(Serialize)]
+struct Image {
+    name: String,
+    root_digest: String,
+    rule_set: &'static str,
+    erofs_version: u32,
+    algorithm: &'static str,
+    /// Null until the image was built, pulled or pushed.
+    manifest_digest: Option<Sha256>,
+    config_digest: Option<Sha256>,
+    created: i64,
+    size: u64,
+    entries: u64,
+    files: u64,
+    labels: BTreeMap<String, String>,
+    architecture: Option<String>,
+    layers: Vec<Layer>,
+    signature: Option<serde_json::Value>,
+    policy: Option<serde_json::Value>,
+}
+
+#[derive(Serialize)]
+struct Layer {
+    digest: Sha256,
+    media_type: String,
+    size: u64,
+}
+
+pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let store = context.store()?;
+    let target = context.image(&store, &inspect.name)?;
+    let attempted = || format!("cannot inspect {}", inspect.name);
+    let tree = store.tree(&target.root).with_context(attempted)?;
+    let (mut entries, mut files) = (0, 0);
+    for (_, id) in tree.walk() {
+        entries += 1;
+        files += u64::from(matches!(tree.node(id).content, Content::File(_)));
+    }
+    let config: Option<oci::Config> = match &target.config {
+        Some(digest) => {
+            let bytes = store.blob(digest).with_context(attempted)?;
+            Some(serde_json::from_slice(&bytes).with_context(attempted)?)
+        }
+        None => None,
+    };
+    let manifest: Option<oci::Manifest> = match &target.manifest {
+        Some(digest) => {
+            let bytes = store.blob(digest).with_context(attempted)?;
+            Some(serde_json::from_slice(&bytes).with_context(attempted)?)
+        }
+        None => None,
+    };
+    let image = Image {
+        name: inspect.name.to_string(),
+        root_digest: target.root.to_string(),
+        rule_set: target.root.rules.name(),
+        erofs_version: target.root.erofs.number(),
+        algorithm: target.root.image.algorithm().name(),
+        manifest_digest: target.manifest,
+        config_digest: target.config,
+        created: target.created,
+        size: super::images::size(&tree),
+        entries,
+        files,
+        architecture: config.as_ref().map(|config| config.architecture.clone()),
+        labels: config.map(|config| config.config.labels).unwrap_or_default(),
+        layers: manifest
+            .into_iter()
+            .flat_map(|manifest| manifest.layers)
+            .map(|layer| Layer {
+                digest: layer.digest,
+                media_type: layer.media_type,
+                size: layer.size,
+            })
+            .collect(),
+        signature: target.signature,
+        policy: target.policy,
+    };
+    let out = &mut *context.out;
+    if inspect.json {
+        json(out, &image)?;
+        return Ok(Answer::Yes);
+    }
+    writeln!(out, "Name:      {}", image.name)?;
+    writeln!(out, "Root:      {}", image.root_digest)?;
+    match image.manifest_digest {
+        Some(digest) => writeln!(out, "Manifest:  {digest}")?,
+        None => writeln!(out, "Manifest:  none (the image was not built, pulled or pushed)")?,
+    }
+    writeln!(out, "Set:       {}", moment(image.created))?;
+    writeln!(
+        out,
+        "Content:   {} in {} files, {} entries",
+        bytes(image.size),
+        image.files,
+        image.entries
+    )?;
+    for layer in &image.layers {
+        writeln!(out, "Layer:     {} {}", layer.digest, bytes(layer.size))?;
+    }
+    for (name, value) in &image.labels {
+        writeln!(out, "Label:     {name}={value}")?;
+    }
+    Ok(Answer::Yes)
+}

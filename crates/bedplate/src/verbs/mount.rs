@@ -1,0 +1,74 @@
+//! `mount` and `umount`: an image as a directory, read-only. The mount holds the image against `gc`.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use bedplate_model::layout;
+use bedplate_store::{Pin, RefsError};
+use bedplate_sys::mount::{self, ImageMount, Unmount, Verity};
+
+use crate::Answer;
+use crate::cli::{Mount, Umount};
+use crate::context::Context;
+
+pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let store = context.store_as_it_is()?;
+    let target = context.image(&store, &arguments.name)?;
+    let attempted = || format!("cannot mount {} at {}", arguments.name, arguments.directory.display());
+    let at = arguments.directory.canonicalize().with_context(attempted)?;
+    let image = store.image_file(&target.root).with_context(attempted)?;
+    let how = ImageMount {
+        verity: if arguments.verity { Verity::Require } else { Verity::Off },
+    };
+    // Pinned first: a mount whose objects vanish is worse than a pin without a mount.
+    let pin = Pin {
+        name: pin_name(&at),
+        root: target.root,
+        manifest: target.manifest,
+        config: target.config,
+    };
+    apart(context, || store.pin(&pin)).with_context(attempted)?;
+    if let Err(error) = mount::mount_image(&image, store.objects_dir(), &at, &how) {
+        apart(context, || store.unpin(&pin.name)).with_context(attempted)?;
+        return Err(anyhow::Error::new(error).context(attempted()));
+    }
+    Ok(Answer::Yes)
+}
+
+pub(super) fn umount(arguments: &Umount, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let attempted = || format!("cannot unmount {}", arguments.directory.display());
+    let at = arguments.directory.canonicalize().with_context(attempted)?;
+    mount::unmount(&at, Unmount::Now).with_context(attempted)?;
+    if let Ok(store) = context.store_as_it_is() {
+        apart(context, || store.unpin(&pin_name(&at))).with_context(attempted)?;
+    }
+    Ok(Answer::Yes)
+}
+
+/// Changes the store. On a machine it is writable only among mounts of one's own, which a thread can
+/// have for itself: what this program mounts is to be seen by everybody.
+fn apart(
+    context: &Context<'_>,
+    change: impl FnOnce() -> Result<(), RefsError> + Send,
+) -> anyhow::Result<()> {
+    if !context.is_machine_store() {
+        return Ok(change()?);
+    }
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| -> anyhow::Result<()> {
+            bedplate_deploy::host::enter_root(Path::new(layout::SYSROOT))?;
+            Ok(change()?)
+        });
+        changing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Returns the name by which a mount holds its image: one for each place.
+fn pin_name(at: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    let place = bedplate_store::verity::digest(
+        bedplate_model::Algorithm::Sha256,
+        at.as_os_str().as_bytes(),
+    );
+    format!("mount-{}", &place.to_hex()[..16])
+}

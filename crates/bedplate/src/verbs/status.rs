@@ -1,0 +1,99 @@
+//! `status`: shows this machine's deployments. Changes nothing, and takes no lock.
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use bedplate_deploy::status::{DeploymentStatus, Status};
+use bedplate_deploy::{Host, Machine};
+
+use crate::Answer;
+use crate::cli;
+use crate::context::Context;
+use crate::render::{ago, json, short};
+
+pub(super) fn run(arguments: &cli::Status, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let now = context.host.now();
+    let status = if rustix::process::geteuid().is_root() {
+        let host = context.machine()?;
+        Machine::open(&host)?.status().context("cannot read the machine's state")?
+    } else {
+        // Record and boot partition are root's; everybody else reads what the last change left.
+        let host = Host::this_machine(now);
+        Machine::open(&host)?.published().context("cannot read the machine's state")?
+    };
+    if arguments.json {
+        json(context.out, &status)?;
+    } else {
+        draw(context.out, &status, now)?;
+    }
+    Ok(Answer::Yes)
+}
+
+fn draw(out: &mut dyn Write, status: &Status, now: i64) -> io::Result<()> {
+    for deployment in &status.deployments {
+        draw_deployment(out, status, deployment, now)?;
+    }
+    let trust = &status.trust;
+    let objects = match trust.objects.as_str() {
+        "require" => "checked by the kernel at each open",
+        "measured" => "measured by early boot before the mount",
+        _ => "not checked",
+    };
+    writeln!(
+        out,
+        "Trust: image {}, objects {objects}, signature {}",
+        if trust.image { "is the record's" } else { "is NOT the record's" },
+        if trust.signature { "checked" } else { "not asked for" },
+    )?;
+    if status.interrupted {
+        writeln!(out, "A change was interrupted; the next boot or change completes or undoes it.")?;
+    }
+    for bad in &status.bad {
+        writeln!(out, "Bad: {} failed {}: {}", bad.manifest, ago(bad.seen, now), bad.reason)?;
+    }
+    Ok(())
+}
+
+fn draw_deployment(
+    out: &mut dyn Write,
+    status: &Status,
+    deployment: &DeploymentStatus,
+    now: i64,
+) -> io::Result<()> {
+    let mut words = vec![deployment.state.to_string()];
+    if deployment.booted {
+        words.insert(0, "booted".into());
+    }
+    if status.staged.is_none() && deployment.default && !deployment.booted {
+        words.push("boots next".into());
+    }
+    if status.staged == Some(deployment.id) {
+        words.push("boots next".into());
+    }
+    if status.previous == Some(deployment.id) {
+        words.push("rollback goes here".into());
+    }
+    if let Some(tries) = deployment.tries_left {
+        words.push(format!("{tries} tries left"));
+    }
+    let marker = if deployment.booted { '*' } else { ' ' };
+    writeln!(out, "{marker} {}  {}  ({})", deployment.id, deployment.title, words.join(", "))?;
+    let mut line = |name: &str, value: &str| writeln!(out, "    {name:<9} {value}");
+    line("image", &deployment.image.to_string())?;
+    if let Some(version) = &deployment.version {
+        line("version", version)?;
+    }
+    line("kernel", &deployment.kernel)?;
+    line("root", &deployment.root_digest.to_string())?;
+    if let Some(manifest) = &deployment.manifest_digest {
+        line("manifest", short(&manifest.to_string()))?;
+    }
+    line("made", &ago(deployment.created, now))?;
+    if let Some(reason) = &deployment.reason {
+        line("reason", reason)?;
+    }
+    for conflict in &deployment.etc_conflicts {
+        line("conflict", &conflict.to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! `tag` and `untag`: give images names, and take them away. All names of one call change together.
+
+use anyhow::Context as _;
+
+use crate::Answer;
+use crate::cli::{Tag, Untag};
+use crate::context::{Context, tag_name};
+
+pub(super) fn tag(tag: &Tag, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let store = context.store()?;
+    let image = context.image(&store, &tag.source)?;
+    let attempted = || format!("cannot tag {}", tag.source);
+    let transaction = store.begin().with_context(attempted)?;
+    for name in &tag.names {
+        transaction.set_ref(&tag_name(name)?, context.set_now(image.clone())).with_context(attempted)?;
+    }
+    transaction.commit().with_context(attempted)?;
+    Ok(Answer::Yes)
+}
+
+pub(super) fn untag(untag: &Untag, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let store = context.store()?;
+    for name in &untag.names {
+        // Only what is there can be taken away; a typing error must not pass for success.
+        context.image(&store, name)?;
+    }
+    let attempted = || "cannot untag".to_owned();
+    let transaction = store.begin().with_context(attempted)?;
+    for name in &untag.names {
+        transaction.remove_ref(name);
+    }
+    transaction.commit().with_context(attempted)?;
+    Ok(Answer::Yes)
+}

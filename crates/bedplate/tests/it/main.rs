@@ -1,0 +1,3 @@
+//! The program as a person types it: a few transcripts for each verb.
+
+mod sandbox;
