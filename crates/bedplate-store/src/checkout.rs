@@ -85,7 +85,7 @@ pub enum CheckoutError {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: ReadStoreError,
+        source: Box<ReadStoreError>,
     },
     /// A content could not be copied, or is damaged.
     #[error("cannot copy the content of {}", path.display())]
@@ -140,9 +140,13 @@ pub fn checkout(
         node: Tree::ROOT,
     };
     work::run(vec![Job::Root(top)], |job, queue| match job {
-        Job::Root(place) => checkout.fill(place, queue),
+        Job::Root(place) => {
+            checkout.fill(place, queue);
+            Ok(())
+        }
         Job::Directory(parent, name, node) => {
-            checkout.fill(checkout.make_directory(&parent, &name, node)?, queue)
+            checkout.fill(checkout.make_directory(&parent, &name, node)?, queue);
+            Ok(())
         }
         Job::Others(place, entries) => entries
             .into_iter()
@@ -196,7 +200,7 @@ enum Job {
 
 impl Checkout<'_> {
     /// Adds jobs for everything in a directory.
-    fn fill(&self, place: Place, queue: &Queue<Job, CheckoutError>) -> Result<(), CheckoutError> {
+    fn fill(&self, place: Place, queue: &Queue<Job, CheckoutError>) {
         let place = Arc::new(place);
         let mut directories = Vec::new();
         let mut others = Vec::new();
@@ -213,7 +217,6 @@ impl Checkout<'_> {
             let batch = others.by_ref().take(BATCH).collect();
             queue.add([Job::Others(Arc::clone(&place), batch)]);
         }
-        Ok(())
     }
 
     /// Returns whether a node is made under this name; its other names are links.
@@ -315,7 +318,7 @@ impl Checkout<'_> {
                         .read_content(content)
                         .map_err(|source| CheckoutError::Content {
                             path: path(),
-                            source,
+                            source: Box::new(source),
                         })?;
                 let mut buffer = self.buffers.take();
                 loop {
@@ -340,7 +343,7 @@ impl Checkout<'_> {
         path: &dyn Fn() -> PathBuf,
     ) -> Result<(), CheckoutError> {
         let file = file.as_fd();
-        let owner = rustix::fs::fchown(file, uid(metadata), gid(metadata));
+        let owner = rustix::fs::fchown(file, Some(uid(metadata)), Some(gid(metadata)));
         self.allow(owner.map_err(Into::into), "owner", path)?;
         for (name, value) in &metadata.xattrs {
             self.set_xattr(name, path, || xattr::set_on_file(file, name, value))?;
@@ -361,7 +364,13 @@ impl Checkout<'_> {
         let path = || place.path.join(name);
         let (directory, metadata) = (&place.handle, &node.metadata);
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        let owner = rustix::fs::chownat(directory, name, uid(metadata), gid(metadata), nofollow);
+        let owner = rustix::fs::chownat(
+            directory,
+            name,
+            Some(uid(metadata)),
+            Some(gid(metadata)),
+            nofollow,
+        );
         self.allow(owner.map_err(Into::into), "owner", &path)?;
         for (attribute, value) in &metadata.xattrs {
             self.set_xattr(attribute, &path, || {
@@ -563,12 +572,12 @@ fn attribute(path: PathBuf, attribute: &str, source: io::Error) -> CheckoutError
     }
 }
 
-fn uid(metadata: &Metadata) -> Option<Uid> {
-    Some(Uid::from_raw(metadata.uid))
+fn uid(metadata: &Metadata) -> Uid {
+    Uid::from_raw(metadata.uid)
 }
 
-fn gid(metadata: &Metadata) -> Option<Gid> {
-    Some(Gid::from_raw(metadata.gid))
+fn gid(metadata: &Metadata) -> Gid {
+    Gid::from_raw(metadata.gid)
 }
 
 fn mode(metadata: &Metadata) -> Mode {

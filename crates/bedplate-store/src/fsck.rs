@@ -109,7 +109,7 @@ impl Store {
         for items in [objects, others] {
             let outcome = work::run(items, |item, _| {
                 if let Err(finding) = check.item(item) {
-                    check.tell(finding);
+                    check.tell(*finding);
                 }
                 Ok::<(), std::convert::Infallible>(())
             });
@@ -169,22 +169,22 @@ struct Check<'a, 'b> {
 }
 
 impl Check<'_, '_> {
-    fn item(&self, item: Item) -> Result<(), Finding> {
+    fn item(&self, item: Item) -> Result<(), Box<Finding>> {
         match item {
             Item::Object(id) => self.object(item, id),
             Item::Image(id) => self.image(item, id),
             Item::Blob(digest) => {
-                let bytes = self.store.blob(&digest)?;
+                let bytes = self.store.blob(&digest).map_err(boxed)?;
                 self.count(bytes.len() as u64);
                 Ok(())
             }
             Item::Layer(diff_id) => {
-                let Some(table) = self.store.layer(&diff_id)? else {
-                    return Err(ReadStoreError::Missing(item).into());
+                let Some(table) = self.store.layer(&diff_id).map_err(boxed)? else {
+                    return Err(boxed(ReadStoreError::Missing(item)));
                 };
                 self.count(table.len() as u64);
-                let layer =
-                    Layer::decode(&table).map_err(|source| Finding::Layer(diff_id, source))?;
+                let layer = Layer::decode(&table)
+                    .map_err(|source| boxed(Finding::Layer(diff_id, source)))?;
                 for id in layer.objects() {
                     self.need(item, Item::Object(*id));
                 }
@@ -193,28 +193,27 @@ impl Check<'_, '_> {
         }
     }
 
-    fn object(&self, item: Item, id: ObjectId) -> Result<(), Finding> {
-        let mut file = self.store.open_object(&id)?;
+    fn object(&self, item: Item, id: ObjectId) -> Result<(), Box<Finding>> {
+        let mut file = self.store.open_object(&id).map_err(boxed)?;
         let (found, bytes) = crate::verity::digest_reader(id.algorithm(), &mut file)
-            .map_err(|source| ReadStoreError::Read { item, source })?;
+            .map_err(|source| boxed(ReadStoreError::Read { item, source }))?;
         self.count(bytes);
         self.sizes
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id, bytes);
         if found != id {
-            return Err(ReadStoreError::Damaged {
+            return Err(boxed(ReadStoreError::Damaged {
                 item,
                 found: found.to_string(),
-            }
-            .into());
+            }));
         }
-        self.seal(item, id, &file)
+        check_seal(item, id, &file)
     }
 
-    fn image(&self, item: Item, id: ObjectId) -> Result<(), Finding> {
-        let tree = self.store.image_tree(&id)?;
-        let file = self.store.open_item(item)?;
+    fn image(&self, item: Item, id: ObjectId) -> Result<(), Box<Finding>> {
+        let tree = self.store.image_tree(&id).map_err(boxed)?;
+        let file = self.store.open_item(item).map_err(boxed)?;
         self.count(file.metadata().map_or(0, |metadata| metadata.len()));
         let mut seen = HashSet::new();
         let contents = tree.walk().map(|(_, node)| &tree.node(node).content);
@@ -237,21 +236,7 @@ impl Check<'_, '_> {
                 }
             }
         }
-        self.seal(item, id, &file)
-    }
-
-    /// Compares what the kernel has sealed a file as, where it is sealed.
-    fn seal(&self, item: Item, id: ObjectId, file: &std::fs::File) -> Result<(), Finding> {
-        let measured =
-            verity::measure(file).map_err(|source| ReadStoreError::Read { item, source })?;
-        match measured {
-            Some((algorithm, digest))
-                if algorithm != id.algorithm().kernel_number() || digest != id.as_bytes() =>
-            {
-                Err(Finding::SealedAsOther(item))
-            }
-            _ => Ok(()),
-        }
+        check_seal(item, id, &file)
     }
 
     fn refs(&self) {
@@ -311,4 +296,23 @@ impl Check<'_, '_> {
         told.1.findings += 1;
         (told.0)(finding);
     }
+}
+
+/// Compares what the kernel has sealed a file as, where it is sealed.
+fn check_seal(item: Item, id: ObjectId, file: &std::fs::File) -> Result<(), Box<Finding>> {
+    let measured =
+        verity::measure(file).map_err(|source| boxed(ReadStoreError::Read { item, source }))?;
+    match measured {
+        Some((algorithm, digest))
+            if algorithm != id.algorithm().kernel_number() || digest != id.as_bytes() =>
+        {
+            Err(boxed(Finding::SealedAsOther(item)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Puts a finding where a result can carry it cheaply.
+fn boxed(finding: impl Into<Finding>) -> Box<Finding> {
+    Box::new(finding.into())
 }

@@ -76,7 +76,7 @@ pub enum GcError {
         /// The layer.
         diff_id: Sha256,
         /// What is wrong with it.
-        source: layer::DecodeLayerError,
+        source: Box<layer::DecodeLayerError>,
     },
     /// Something could not be listed, moved or removed.
     #[error("cannot {attempt} in {}", path.display())]
@@ -294,8 +294,10 @@ impl Marking<'_> {
             return Ok(());
         }
         if let Some(table) = self.store.layer(&diff_id).map_err(GcError::Read)? {
-            let layer =
-                Layer::decode(&table).map_err(|source| GcError::Layer { diff_id, source })?;
+            let layer = Layer::decode(&table).map_err(|source| GcError::Layer {
+                diff_id,
+                source: Box::new(source),
+            })?;
             self.kept.extend(layer.objects().copied().map(Item::Object));
         }
         Ok(())

@@ -7,6 +7,7 @@
 //!
 //! Invariant: a ref or pin is replaced whole; what a later version added to it is kept.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,9 @@ pub struct RefTarget {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Value>,
 }
+
+/// A ref.
+pub(crate) type NamedTarget = (ImageName, RefTarget);
 
 /// A ref as it lies on the disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -188,7 +192,7 @@ pub(crate) fn file_name(name: &ImageName) -> String {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
             encoded.push(byte.into());
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            let _ = write!(encoded, "%{byte:02X}"); // a String never fails
         }
     }
     if encoded.len() <= FILE_NAME_MAX {
@@ -230,9 +234,7 @@ impl Store {
     }
 
     /// Reads every ref file; each may fail by itself.
-    pub(crate) fn each_ref(
-        &self,
-    ) -> Result<Vec<Result<(ImageName, RefTarget), RefsError>>, RefsError> {
+    pub(crate) fn each_ref(&self) -> Result<Vec<Result<NamedTarget, RefsError>>, RefsError> {
         let mut refs = Vec::new();
         for path in files_in(&self.path().join("refs"))? {
             match fs::read(&path) {
@@ -331,7 +333,7 @@ impl Store {
         let good = (1..=FILE_NAME_MAX).contains(&name.len())
             && name.starts_with(|c: char| c.is_ascii_alphanumeric())
             && name.chars().all(plain)
-            && !name.ends_with(".new");
+            && Path::new(name).extension().is_none_or(|last| last != "new");
         if !good {
             return Err(RefsError::PinName(
                 name.chars().take(FILE_NAME_MAX).collect(),

@@ -464,7 +464,7 @@ fn metadata(stat: &Stat, xattrs: bedplate_model::Xattrs) -> Metadata {
         uid: stat.st_uid,
         gid: stat.st_gid,
         mtime: Timestamp {
-            seconds: stat.st_mtime as i64,
+            seconds: stat.st_mtime,
             nanoseconds: stat.st_mtime_nsec as u32,
         },
         xattrs,

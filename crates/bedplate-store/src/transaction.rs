@@ -33,6 +33,7 @@ use bedplate_sys::{durable, files, space, verity};
 use crate::buffers::{BUFFER, Buffers};
 use crate::erofs;
 use crate::item::Item;
+use crate::layer::{DecodeLayerError, Layer};
 use crate::object::objects_of;
 use crate::refs::{self, RefDocument, RefTarget};
 use crate::scan::ContentSink;
@@ -142,6 +143,14 @@ pub enum PutError {
         id: ObjectId,
         /// The store's algorithm.
         wanted: bedplate_model::Algorithm,
+    },
+    /// The table of a layer cannot be decoded.
+    #[error("cannot store the table of layer {diff_id}")]
+    Layer {
+        /// The layer.
+        diff_id: Sha256,
+        /// What is wrong with it.
+        source: Box<DecodeLayerError>,
     },
     /// The tree cannot be written as an image.
     #[error("cannot make an image of the tree")]
@@ -304,7 +313,14 @@ impl<'store> Transaction<'store> {
     }
 
     /// Stores the table of a layer, whose objects must be in the transaction or the store.
+    ///
+    /// They are held as those of an image are: a table in the store has all its objects, too.
     pub fn put_layer(&self, diff_id: Sha256, table: &[u8]) -> Result<(), PutError> {
+        let layer = Layer::decode(table).map_err(|source| PutError::Layer {
+            diff_id,
+            source: Box::new(source),
+        })?;
+        self.hold_objects(layer.objects().copied())?;
         self.put_item(Item::Layer(diff_id), table)
     }
 

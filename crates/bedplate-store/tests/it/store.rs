@@ -424,6 +424,8 @@ fn the_frozen_store_of_version_1_opens() {
     let mut findings = Vec::new();
     store.fsck(&mut |finding| findings.push(finding)).unwrap();
     assert!(findings.is_empty(), "{findings:?}");
+    let garbage = store.gc(&GcPolicy::default(), true).unwrap();
+    assert_eq!((garbage.removed.len(), garbage.kept), (0, 6), "{garbage:?}");
 }
 
 fn copy_directory(from: &Path, to: &Path) {
