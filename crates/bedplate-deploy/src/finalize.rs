@@ -23,7 +23,7 @@ use bedplate_sys::{durable, files};
 use crate::etc::{
     self, Conflict, Merged, Side, apply::ApplyError, merge::MergeError, merge::Place,
 };
-use crate::machine::{Machine, MachineError, etc_of};
+use crate::machine::{self, Machine, MachineError, etc_of};
 use crate::settle::Gate;
 
 /// The file beside a deployment's /etc that says what gave way when it was merged.
@@ -59,7 +59,7 @@ pub enum FinalizeError {
         /// The deployment.
         deployment: DeploymentId,
         /// Why not.
-        source: MergeEtcError,
+        source: Box<MergeEtcError>,
     },
 }
 
@@ -104,7 +104,7 @@ impl Machine<'_> {
             .write_etc(store, &base, &staged)
             .map_err(|source| FinalizeError::Etc {
                 deployment: staged.id,
-                source,
+                source: Box::new(source),
             })?;
         record.intent = Some(Intent::Try {
             deployment: staged.id,
@@ -122,7 +122,7 @@ impl Machine<'_> {
             let observed = render::observe(&*boot.partition).map_err(MachineError::OpenBoot)?;
             let plan = render::plan_try(&record, &observed, staged.id, &self.host.settings)
                 .map_err(MachineError::Plan)?;
-            self.execute(store, &record, &plan, &mut *boot.partition)?; // 3. and 4.
+            machine::execute(store, &record, &plan, &mut *boot.partition)?; // 3. and 4.
         }
         self.settle(store, Gate::Unknown)?; // 5.
         Ok(Finalized::Trial {

@@ -14,6 +14,7 @@ use std::io;
 use std::path::PathBuf;
 
 use bedplate_boot::cmdline::BootRoot;
+use bedplate_boot::partition::BootPartition;
 use bedplate_boot::render::{self, ExecuteError, Observed, Plan, PlanError};
 use bedplate_model::record::{Deployment, DeploymentId, Record};
 use bedplate_model::{Content, RootDigest, Sha256, Tree, TreePath, layout};
@@ -126,7 +127,7 @@ impl<'a> Machine<'a> {
             })?;
             match &step {
                 Step::Settled => return Ok(record),
-                Step::Arrange(plan) => self.execute(store, &record, plan, &mut *boot.partition)?,
+                Step::Arrange(plan) => execute(store, &record, plan, &mut *boot.partition)?,
                 Step::CompleteTry(_)
                 | Step::CompleteSelect(_)
                 | Step::Undo
@@ -148,18 +149,6 @@ impl<'a> Machine<'a> {
             .open(Access::ReadOnly)
             .map_err(MachineError::OpenBoot)?;
         render::observe(&*boot.partition).map_err(MachineError::OpenBoot)
-    }
-
-    /// Carries a plan for the boot partition out.
-    pub(crate) fn execute(
-        &self,
-        store: &Store,
-        record: &Record,
-        plan: &Plan,
-        partition: &mut dyn bedplate_boot::partition::BootPartition,
-    ) -> Result<(), MachineError> {
-        let contents = |wanted: &Sha256| boot_file(store, record, wanted).map_err(io::Error::other);
-        Ok(render::execute(plan, partition, &contents)?)
     }
 
     /// Replaces the record.
@@ -226,6 +215,10 @@ impl<'a> Machine<'a> {
 
     /// Keeps a deployment's image from garbage collection.
     pub(crate) fn hold(&self, store: &Store, deployment: &Deployment) -> Result<(), MachineError> {
+        let refused = |source| MachineError::Hold {
+            deployment: deployment.id,
+            source,
+        };
         let pin = Pin {
             name: format!("{PIN_PREFIX}{}", deployment.id),
             root: deployment.root,
@@ -233,6 +226,10 @@ impl<'a> Machine<'a> {
             config: None,
         };
         if !store.pins()?.iter().any(|held| held.name == pin.name) {
+            self.host
+                .writes
+                .next("the hold on an image")
+                .map_err(refused)?;
             store.pin(&pin)?;
         }
         Ok(())
@@ -265,6 +262,17 @@ pub struct Proved {
     pub record: Record,
 }
 
+/// Carries a plan for the boot partition out; contents come from the images in the store.
+pub(crate) fn execute(
+    store: &Store,
+    record: &Record,
+    plan: &Plan,
+    partition: &mut dyn BootPartition,
+) -> Result<(), MachineError> {
+    let contents = |wanted: &Sha256| boot_file(store, record, wanted).map_err(io::Error::other);
+    Ok(render::execute(plan, partition, &contents)?)
+}
+
 /// Finds a kernel or initramfs by its digest in the images of the record's deployments.
 fn boot_file(store: &Store, record: &Record, wanted: &Sha256) -> Result<Vec<u8>, BootFileError> {
     let deployment = record
@@ -272,7 +280,8 @@ fn boot_file(store: &Store, record: &Record, wanted: &Sha256) -> Result<Vec<u8>,
         .iter()
         .find(|d| d.vmlinuz == *wanted || d.initramfs == *wanted)
         .ok_or(BootFileError::Unknown(*wanted))?;
-    let bootable = Bootable::read(store, &store.tree(&deployment.root)?)?;
+    let bootable = Bootable::read(store, &store.tree(&deployment.root)?)
+        .map_err(|error| BootFileError::Bootable(Box::new(error)))?;
     Ok(if deployment.vmlinuz == *wanted {
         bootable.vmlinuz.bytes
     } else {
@@ -288,7 +297,7 @@ enum BootFileError {
     #[error(transparent)]
     Store(#[from] ReadStoreError),
     #[error(transparent)]
-    Bootable(#[from] BootableError),
+    Bootable(Box<BootableError>),
 }
 
 /// Returns the /etc of an image: its tree and the node, or an empty one.
@@ -349,6 +358,14 @@ pub enum MachineError {
     /// The store's holds could not be changed.
     #[error(transparent)]
     Refs(#[from] RefsError),
+    /// A deployment's image could not be held.
+    #[error("cannot hold the image of deployment {deployment}")]
+    Hold {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// Why not.
+        source: io::Error,
+    },
     /// What is left of old deployments could not be removed.
     #[error("cannot remove what is left of old deployments below {}", path.display())]
     Sweep {

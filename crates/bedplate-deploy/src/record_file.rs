@@ -23,7 +23,7 @@ use bedplate_sys::durable;
 pub const SLOT: usize = 64 << 10;
 
 /// What the slot for the next record holds before there was one: zeros, so that its blocks are taken.
-pub const EMPTY_SLOT: [u8; SLOT] = [0; SLOT];
+pub static EMPTY_SLOT: [u8; SLOT] = [0; SLOT];
 
 /// The record's mode: it names images and kernel arguments, which are root's business.
 pub const MODE: u32 = 0o600;

@@ -15,7 +15,7 @@ use bedplate_store::Store;
 use bedplate_sys::mount::Access;
 
 use crate::finalize;
-use crate::machine::{Machine, MachineError};
+use crate::machine::{self, Machine, MachineError};
 use crate::settle::{self, Gate};
 
 /// What a rollback will do.
@@ -104,7 +104,7 @@ impl Machine<'_> {
             let operations =
                 render::plan_select(&record, &observed, plan.to.id, &self.host.settings)
                     .map_err(MachineError::Plan)?;
-            self.execute(store, &record, &operations, &mut *boot.partition)?; // 2.
+            machine::execute(store, &record, &operations, &mut *boot.partition)?; // 2.
         }
         self.settle(store, Gate::Unknown)?; // 3.
         Ok(plan)

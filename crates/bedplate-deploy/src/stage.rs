@@ -62,7 +62,7 @@ pub struct UpgradePlan {
 #[derive(Clone, Debug)]
 pub enum Staged {
     /// The very image is there already, with the same name: nothing was to be done.
-    Already(Deployment),
+    Already(Box<Deployment>),
     /// It was staged.
     New(Box<Deployment>),
 }
@@ -82,7 +82,7 @@ pub enum StageError {
         /// Its name.
         image: Box<ImageName>,
         /// Why not.
-        source: BootableError,
+        source: Box<BootableError>,
     },
     /// The version failed here before.
     #[error("{image} failed on this machine before: {reason}")]
@@ -107,10 +107,22 @@ pub enum StageError {
     Room(#[source] io::Error),
     /// /etc could not be compared.
     #[error("cannot compare /etc")]
-    Etc(#[from] MergeEtcError),
+    Etc(#[source] Box<MergeEtcError>),
     /// The images could not be compared.
     #[error("cannot compare the two images")]
-    Summary(#[from] SummaryError),
+    Summary(#[source] Box<SummaryError>),
+}
+
+impl From<MergeEtcError> for StageError {
+    fn from(error: MergeEtcError) -> Self {
+        Self::Etc(Box::new(error))
+    }
+}
+
+impl From<SummaryError> for StageError {
+    fn from(error: SummaryError) -> Self {
+        Self::Summary(Box::new(error))
+    }
 }
 
 impl Machine<'_> {
@@ -153,7 +165,7 @@ impl Machine<'_> {
         let _lock = self.lock()?;
         let mut record = self.settle(store, Gate::Unknown)?;
         if let Some(known) = already(&record, staging) {
-            return Ok(Staged::Already(known.clone()));
+            return Ok(Staged::Already(Box::new(known.clone())));
         }
         let prepared = self.prepare(store, &record, staging)?;
         self.hold(store, &prepared.deployment)?; // 1. gc leaves it alone …
@@ -186,7 +198,7 @@ impl Machine<'_> {
         }
         let not_bootable = |source| StageError::NotBootable {
             image: Box::new(staging.image.clone()),
-            source,
+            source: Box::new(source),
         };
         let bootable = Bootable::read(store, &store.tree(&target.root)?).map_err(not_bootable)?;
         let boot_bytes = self.check_space(&bootable)?;

@@ -144,10 +144,11 @@ pub fn merge(
                 holder,
             });
             if lines.is_empty() {
-                match file.is_of_groups() {
-                    true => left_out.groups.insert(key.clone()),
-                    false => left_out.users.insert(key.clone()),
-                };
+                if file.is_of_groups() {
+                    left_out.groups.insert(key.clone());
+                } else {
+                    left_out.users.insert(key.clone());
+                }
             }
         }
         for line in lines {
