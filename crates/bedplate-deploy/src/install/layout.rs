@@ -61,7 +61,7 @@ impl Layout {
         };
         let last = (size / ALIGN).saturating_sub(1).saturating_mul(ALIGN);
         let start = esp.start.checked_add(esp.length).ok_or_else(too_small)?;
-        let length = last.checked_sub(start).unwrap_or_default();
+        let length = last.saturating_sub(start);
         if length < root_min.max(ALIGN) {
             return Err(too_small());
         }

@@ -31,9 +31,12 @@ impl Fixture {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
         };
-        put("usr/lib/modules/6.1.0-1/vmlinuz", &[1; 300_000]);
-        put("usr/lib/modules/6.1.0-1/initramfs.img", &[2; 500_000]);
-        put("usr/lib/systemd/boot/efi/systemd-bootx64.efi", &[3; 90_000]);
+        put("usr/lib/modules/6.1.0-1/vmlinuz", &vec![1; 300_000]);
+        put("usr/lib/modules/6.1.0-1/initramfs.img", &vec![2; 500_000]);
+        put(
+            "usr/lib/systemd/boot/efi/systemd-bootx64.efi",
+            &vec![3; 90_000],
+        );
         put(
             "usr/lib/os-release",
             b"PRETTY_NAME=\"Test OS 1\"\nVERSION_ID=1\n",
