@@ -42,10 +42,15 @@ pub(super) const NO_CHUNK: u32 = 0xffff_ffff;
 /// The binary logarithms of the smallest and the largest chunk.
 pub(super) const CHUNK_BITS: std::ops::RangeInclusive<u32> = 12..=43;
 
+/// The largest file whose chunk addresses take at most half a block, so that they always find room.
+pub(super) const ELSEWHERE_MAX: u64 = 512 << 43;
+
 /// The length of a directory entry without its name.
 pub(super) const DIRENT_LEN: u64 = 12;
 /// The length of an inode's xattr header.
 pub(super) const XATTR_HEADER_LEN: u64 = 12;
+/// The most that all about one inode's xattrs can take: its count of 4-byte units has 16 bits.
+pub(super) const XATTRS_MAX: u64 = XATTR_HEADER_LEN + (u16::MAX as u64 - 1) * 4;
 /// The length of an xattr entry without name and value.
 pub(super) const XATTR_ENTRY_LEN: u64 = 4;
 /// How many shared xattrs one inode may refer to.

@@ -108,11 +108,7 @@ impl<'a> Places<'a> {
 }
 
 impl Place {
-    fn unplaced(
-        inode: &Inode<'_>,
-        earliest: Timestamp,
-        index: &HashMap<Pair<'_>, usize>,
-    ) -> Self {
+    fn unplaced(inode: &Inode<'_>, earliest: Timestamp, index: &HashMap<Pair<'_>, usize>) -> Self {
         let (size, blocks, tail) = match &inode.body {
             Body::Directory(entries) => {
                 let (blocks, tail) = measure(entries);
@@ -268,9 +264,7 @@ pub(super) fn entry_len(suffix: &[u8], value: &[u8]) -> u64 {
 
 /// Finds the xattrs that occur more than once, in the order of their table: descending by name, then by
 /// the length of the value, then by the value.
-fn share<'a>(
-    inodes: &'a [Inode<'a>],
-) -> (Vec<SharedXattr<'a>>, HashMap<Pair<'a>, usize>) {
+fn share<'a>(inodes: &'a [Inode<'a>]) -> (Vec<SharedXattr<'a>>, HashMap<Pair<'a>, usize>) {
     let mut counts: HashMap<Pair<'_>, usize> = HashMap::new();
     for (name, value) in inodes.iter().flat_map(|inode| &inode.xattrs) {
         *counts.entry((name, value)).or_default() += 1;

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bedplate_model::{
-    Content, ErofsVersion, FileContent, Metadata, Node, NodeId, Rdev, Timestamp, Tree, Xattrs,
+    Algorithm, Content, ErofsVersion, FileContent, Metadata, Node, NodeId, Rdev, Timestamp, Tree,
+    Xattrs,
 };
 
 use super::overlay;
@@ -42,6 +43,8 @@ pub(super) enum Body<'a> {
 pub(super) struct Plan<'a> {
     pub(super) inodes: Vec<Inode<'a>>,
     pub(super) version: ErofsVersion,
+    /// The digest algorithm of the tree's objects; SHA-256 where it has none.
+    pub(super) algorithm: Algorithm,
 }
 
 /// Where a directory entry leads while the plan grows.
@@ -62,6 +65,7 @@ impl<'a> Plan<'a> {
         let version = options.version;
         let mut inodes = vec![Inode::directory(tree, Tree::ROOT, version)];
         overlay::mark_root(&mut inodes[0].xattrs);
+        let mut algorithm = None;
         let mut positions: HashMap<NodeId, usize> = HashMap::new();
         let mut directories = Vec::new();
         // Directories whose entries are not planned yet: node, position, position of the parent.
@@ -94,6 +98,11 @@ impl<'a> Plan<'a> {
                     }
                     Some(id) => {
                         positions.insert(id, here);
+                        if let Content::File(FileContent::Object { id, .. }) =
+                            &tree.node(id).content
+                        {
+                            algorithm.get_or_insert(id.algorithm());
+                        }
                         let links = counts.as_ref().map_or(1, |counts| counts[id.index()]);
                         Inode::leaf(tree.node(id), links)
                     }
@@ -110,7 +119,11 @@ impl<'a> Plan<'a> {
             };
             inodes[position].body = Body::Directory(entries.into_iter().map(resolve).collect());
         }
-        Self { inodes, version }
+        Self {
+            inodes,
+            version,
+            algorithm: algorithm.unwrap_or(Algorithm::Sha256),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use bedplate_model::format::Shown;
 use bedplate_model::name::NameError;
 use bedplate_model::tree::{INLINE_MAX, SYMLINK_MAX, TreeError};
 use bedplate_model::{
-    Content, FileContent, Metadata, Name, Node, NodeId, Rdev, Timestamp, Tree, Xattrs,
+    Content, FileContent, Metadata, Name, Node, NodeId, Rdev, Timestamp, Tree, TreePath, Xattrs,
 };
 
 use super::ondisk::{
@@ -64,28 +64,86 @@ pub enum ReadError {
     Excess(&'static str),
 }
 
+impl ReadError {
+    /// Says where, if that is not said yet.
+    fn at(self, path: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::Damaged {
+                path: Shown(old),
+                problem,
+            } if old.is_empty() => Self::Damaged {
+                path: Shown(path()),
+                problem,
+            },
+            Self::Name {
+                path: Shown(old),
+                source,
+            } if old.is_empty() => Self::Name {
+                path: Shown(path()),
+                source,
+            },
+            other => other,
+        }
+    }
+}
+
 /// Reads an image.
 pub fn read(image: &[u8]) -> Result<Tree, ReadError> {
-    let image = Image::open(image)?;
-    let mut budget = Budget {
-        entries: image.bytes.len() as u64 / DIRENT_LEN,
-        xattrs: image.bytes.len() as u64 * XATTR_GROWTH + XATTR_FLOOR,
-    };
-    let root = image.inode(image.root)?;
-    if root.kind() != DIRECTORY {
-        return Err(damaged("", "the root is no directory"));
+    let mut reader = Reader::new(Image::open(image)?)?;
+    while let Some((directory, inode)) = reader.pending.pop_front() {
+        reader
+            .directory(directory, &inode)
+            .map_err(|error| error.at(|| reader.path(directory)))?;
     }
-    let xattrs = image.xattrs(&root, &mut budget)?;
-    let mut tree = Tree::new(root.metadata(overlay::unescape_root(xattrs)));
-    let mut known: HashMap<u64, NodeId> = HashMap::from([(image.root, Tree::ROOT)]);
-    let mut pending = VecDeque::from([(Tree::ROOT, root, String::new())]);
-    while let Some((directory, inode, path)) = pending.pop_front() {
-        let data = image.content(&inode, &path)?;
+    Ok(reader.tree)
+}
+
+const DIRECTORY: u16 = 0o040_000;
+
+/// A tree that grows, directory by directory.
+struct Reader<'a> {
+    image: Image<'a>,
+    budget: Budget,
+    tree: Tree,
+    /// The nodes that are in the tree, by their node id.
+    known: HashMap<u64, NodeId>,
+    /// Parent and name of each directory. Whole paths beside them would let an image of a few
+    /// megabytes take gigabytes; they are put together when an error needs one.
+    parents: HashMap<NodeId, (NodeId, Name)>,
+    /// Directories whose entries are not read yet.
+    pending: VecDeque<(NodeId, Inode)>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(image: Image<'a>) -> Result<Self, ReadError> {
+        let length = image.bytes.len() as u64;
+        let mut budget = Budget {
+            entries: length / DIRENT_LEN,
+            xattrs: length * XATTR_GROWTH + XATTR_FLOOR,
+        };
+        let root = image.inode(image.root)?;
+        if root.kind() != DIRECTORY {
+            return Err(damaged("the root is no directory").at(|| "/".into()));
+        }
+        let xattrs = image.xattrs(&root, &mut budget)?;
+        Ok(Self {
+            budget,
+            tree: Tree::new(root.metadata(overlay::unescape_root(xattrs))),
+            known: HashMap::from([(image.root, Tree::ROOT)]),
+            parents: HashMap::new(),
+            pending: VecDeque::from([(Tree::ROOT, root)]),
+            image,
+        })
+    }
+
+    fn directory(&mut self, directory: NodeId, inode: &Inode) -> Result<(), ReadError> {
+        let data = self.image.content(inode)?;
         let mut whiteouts = false;
         for block in data.chunks(BLOCK as usize) {
-            for entry in entries(block, &path)? {
+            for entry in entries(block)? {
                 let (name, nid) = entry?;
-                budget.entries = budget
+                self.budget.entries = self
+                    .budget
                     .entries
                     .checked_sub(1)
                     .ok_or(ReadError::Excess("entries"))?;
@@ -93,44 +151,64 @@ pub fn read(image: &[u8]) -> Result<Tree, ReadError> {
                     continue;
                 }
                 let name = Name::new(name).map_err(|source| ReadError::Name {
-                    path: Shown(format!("/{path}")),
+                    path: Shown(String::new()),
                     source,
                 })?;
-                let refuse = |error: TreeError| damaged(&path, tree_problem(error));
-                if let Some(id) = known.get(&nid) {
-                    tree.link(directory, name, *id).map_err(refuse)?;
-                    whiteouts |= overlay::is_whiteout(tree.node(*id));
-                    continue;
-                }
-                let child = image.inode(nid)?;
-                if directory == Tree::ROOT
-                    && child.is_stub()
-                    && overlay::is_stub_name(name.as_bytes())
-                {
-                    continue;
-                }
-                let child_path = if path.is_empty() {
-                    name.to_string()
-                } else {
-                    format!("{path}/{name}")
-                };
-                let node = image.node(&child, &child_path, &mut budget)?;
-                whiteouts |= overlay::is_whiteout(&node);
-                let id = tree.insert(directory, name, node).map_err(refuse)?;
-                known.insert(nid, id);
-                if child.kind() == DIRECTORY {
-                    pending.push_back((id, child, child_path));
+                let read = self.entry(directory, &name, nid);
+                let read = read.map_err(|error| {
+                    error.at(|| format!("{}/{name}", self.path(directory).trim_end_matches('/')))
+                });
+                if let Some(id) = read? {
+                    whiteouts |= overlay::is_whiteout(self.tree.node(id));
                 }
             }
         }
         if whiteouts {
-            overlay::unmark_whiteouts(&mut tree.metadata_mut(directory).xattrs);
+            overlay::unmark_whiteouts(&mut self.tree.metadata_mut(directory).xattrs);
         }
+        Ok(())
     }
-    Ok(tree)
-}
 
-const DIRECTORY: u16 = 0o040_000;
+    /// Reads the node behind a name into the tree; returns `None` for what no tree has.
+    fn entry(
+        &mut self,
+        directory: NodeId,
+        name: &Name,
+        nid: u64,
+    ) -> Result<Option<NodeId>, ReadError> {
+        let refuse = |error: TreeError| damaged(tree_problem(error));
+        if let Some(id) = self.known.get(&nid) {
+            let linked = self.tree.link(directory, name.clone(), *id);
+            return linked.map(|()| Some(*id)).map_err(refuse);
+        }
+        let inode = self.image.inode(nid)?;
+        let can_be_stub = directory == Tree::ROOT && overlay::is_stub_name(name.as_bytes());
+        if can_be_stub && inode.is_stub() {
+            return Ok(None);
+        }
+        let node = self.image.node(&inode, &mut self.budget)?;
+        let id = self
+            .tree
+            .insert(directory, name.clone(), node)
+            .map_err(refuse)?;
+        self.known.insert(nid, id);
+        if inode.kind() == DIRECTORY {
+            self.parents.insert(id, (directory, name.clone()));
+            self.pending.push_back((id, inode));
+        }
+        Ok(Some(id))
+    }
+
+    fn path(&self, directory: NodeId) -> String {
+        let mut names = Vec::new();
+        let mut at = directory;
+        while let Some((parent, name)) = self.parents.get(&at) {
+            names.push(name.clone());
+            at = *parent;
+        }
+        TreePath::from_iter(names.into_iter().rev()).to_string()
+    }
+}
 
 /// What may still come before an image is refused.
 struct Budget {
@@ -269,13 +347,13 @@ impl<'a> Image<'a> {
             };
         }
         if inode.mtime.nanoseconds >= 1_000_000_000 {
-            return Err(damaged("", "a time has too many nanoseconds"));
+            return Err(damaged("a time has too many nanoseconds"));
         }
         Ok(inode)
     }
 
     /// Returns the content of an inode that has it in the image.
-    fn content(&self, inode: &Inode, path: &str) -> Result<std::borrow::Cow<'a, [u8]>, ReadError> {
+    fn content(&self, inode: &Inode) -> Result<std::borrow::Cow<'a, [u8]>, ReadError> {
         const WHAT: &str = "data";
         let address = u64::from(inode.union) * BLOCK;
         match inode.layout {
@@ -289,14 +367,11 @@ impl<'a> Image<'a> {
                 }
                 Ok([self.get(address, full, WHAT)?, tail].concat().into())
             }
-            _ => Err(damaged(
-                path,
-                "its content has a layout that is not used here",
-            )),
+            _ => Err(damaged("its content has a layout that is not used here")),
         }
     }
 
-    fn node(&self, inode: &Inode, path: &str, budget: &mut Budget) -> Result<Node, ReadError> {
+    fn node(&self, inode: &Inode, budget: &mut Budget) -> Result<Node, ReadError> {
         let xattrs = self.xattrs(inode, budget)?;
         let device = || Rdev {
             major: (inode.union >> 8) & 0xfff,
@@ -304,15 +379,15 @@ impl<'a> Image<'a> {
         };
         let short = |max: usize| {
             if inode.size > max as u64 {
-                return Err(damaged(path, "its content is too long"));
+                return Err(damaged("its content is too long"));
             }
-            self.content(inode, path)
+            self.content(inode)
         };
         let (content, xattrs) = match inode.kind() {
             DIRECTORY => (Content::empty_directory(), overlay::unescape(xattrs)),
             0o100_000 if inode.layout == CHUNK_BASED => {
                 let (id, xattrs) = overlay::take_object(xattrs)
-                    .ok_or_else(|| damaged(path, "it does not say where its content lies"))?;
+                    .ok_or_else(|| damaged("it does not say where its content lies"))?;
                 (
                     Content::File(FileContent::Object {
                         id,
@@ -333,12 +408,12 @@ impl<'a> Image<'a> {
             0o120_000 => {
                 let target = short(SYMLINK_MAX)?;
                 if target.is_empty() || target.contains(&0) {
-                    return Err(damaged(path, "a symbolic link leads nowhere"));
+                    return Err(damaged("a symbolic link leads nowhere"));
                 }
                 (Content::Symlink(target.into()), overlay::unescape(xattrs))
             }
             0o020_000 if inode.is_stub() => {
-                return Err(damaged(path, "a whiteout stands where none can"));
+                return Err(damaged("a whiteout stands where none can"));
             }
             0o020_000 => (
                 Content::CharacterDevice(device()),
@@ -347,7 +422,7 @@ impl<'a> Image<'a> {
             0o060_000 => (Content::BlockDevice(device()), overlay::unescape(xattrs)),
             0o010_000 => (Content::Fifo, overlay::unescape(xattrs)),
             0o140_000 => (Content::Socket, overlay::unescape(xattrs)),
-            _ => return Err(damaged(path, "it has no type")),
+            _ => return Err(damaged("it has no type")),
         };
         Ok(Node::new(inode.metadata(xattrs), content))
     }
@@ -372,7 +447,7 @@ impl<'a> Image<'a> {
                 .ok_or(ReadError::Excess(WHAT))?;
             match xattrs.insert(name, value.into()) {
                 None => Ok(()),
-                Some(_) => Err(damaged("", "an extended attribute stands there twice")),
+                Some(_) => Err(damaged("an extended attribute stands there twice")),
             }
         };
         for reference in references.chunks_exact(4) {
@@ -444,18 +519,15 @@ fn xattr(bytes: &[u8]) -> Result<(Xattr<'_>, &[u8]), ReadError> {
 type Entry<'a> = Result<(&'a [u8], u64), ReadError>;
 
 /// Splits a block of a directory into its entries.
-fn entries<'a>(
-    block: &'a [u8],
-    path: &'a str,
-) -> Result<impl Iterator<Item = Entry<'a>>, ReadError> {
+fn entries<'a>(block: &'a [u8]) -> Result<impl Iterator<Item = Entry<'a>>, ReadError> {
     let entry_len = DIRENT_LEN as usize;
     let name_offset = move |entry: &[u8]| usize::from(u16::from_le_bytes([entry[8], entry[9]]));
     let head = block
         .get(..entry_len)
-        .ok_or_else(|| damaged(path, "a directory is too short"))?;
+        .ok_or_else(|| damaged("a directory is too short"))?;
     let heads = name_offset(head);
     if heads == 0 || heads % entry_len != 0 || heads > block.len() {
-        return Err(damaged(path, "a directory has no place for its names"));
+        return Err(damaged("a directory has no place for its names"));
     }
     let count = heads / entry_len;
     Ok((0..count).map(move |position| {
@@ -467,7 +539,7 @@ fn entries<'a>(
             block.len()
         };
         let name = block.get(start..end).filter(|_| start >= heads);
-        let mut name = name.ok_or_else(|| damaged(path, "a name lies outside its directory"))?;
+        let mut name = name.ok_or_else(|| damaged("a name lies outside its directory"))?;
         if position + 1 == count {
             // The last name of a block ends with the block, or with zeros before.
             let len = name
@@ -484,9 +556,9 @@ fn entries<'a>(
     }))
 }
 
-fn damaged(path: &str, problem: &'static str) -> ReadError {
+fn damaged(problem: &'static str) -> ReadError {
     ReadError::Damaged {
-        path: Shown(format!("/{path}")),
+        path: Shown(String::new()),
         problem,
     }
 }

@@ -2,14 +2,15 @@
 
 use std::io::{self, Write};
 
-use bedplate_model::{Algorithm, Content, ErofsVersion, FileContent, ObjectId, Tree};
+use bedplate_model::name::shown;
+use bedplate_model::{ErofsVersion, ObjectId, Tree};
 use xxhash_rust::xxh32::xxh32;
 
 use super::Options;
 use super::ondisk::{
     BLOCK, CHUNK_BASED, COMPOSEFS_HAS_ACL, COMPOSEFS_HEADER_VERSION, COMPOSEFS_MAGIC, DIRENT_LEN,
-    EROFS_MAGIC, FEATURE_COMPAT, FIRST_INODE, FLAT_INLINE, FLAT_PLAIN, NO_CHUNK, SLOT, SUPERBLOCK,
-    XATTR_FILTER_SEED, XATTR_HEADER_LEN, dirent_type, split_xattr,
+    ELSEWHERE_MAX, EROFS_MAGIC, FEATURE_COMPAT, FIRST_INODE, FLAT_INLINE, FLAT_PLAIN, NO_CHUNK,
+    SLOT, SUPERBLOCK, XATTR_FILTER_SEED, XATTR_HEADER_LEN, XATTRS_MAX, dirent_type, split_xattr,
 };
 use super::place::{Place, Places, chunks, entry_len, groups};
 use super::plan::{Body, Inode, Plan};
@@ -32,9 +33,15 @@ pub enum WriteError {
     /// The bytes could not be written.
     #[error("cannot write the image")]
     Write(#[from] io::Error),
-    /// The image would need more inodes or blocks than the format counts.
+    /// The image would need more inodes or blocks than the format counts, or a file is larger than 4 PiB.
     #[error("the tree is too large for an EROFS image")]
     TooLarge,
+    /// The extended attribute with this name has a name or a value that is too long.
+    #[error("the extended attribute `{0}` is too long for an EROFS image")]
+    Xattr(String),
+    /// One node has too many of them.
+    #[error("the extended attributes of a node are too long together for an EROFS image")]
+    Xattrs,
 }
 
 /// Writes the image of a tree.
@@ -46,10 +53,13 @@ pub fn write(tree: &Tree, options: &Options, out: &mut dyn Write) -> Result<Writ
     if u32::try_from(places.blocks).is_err() {
         return Err(WriteError::TooLarge);
     }
+    for (inode, place) in plan.inodes.iter().zip(&places.inodes) {
+        check(inode, place)?;
+    }
     let mut out = Output {
         out,
         buffer: Vec::with_capacity(BUFFER + BLOCK as usize),
-        hasher: Hasher::new(algorithm(tree)),
+        hasher: Hasher::new(plan.algorithm),
         flushed: 0,
     };
     write_head(&plan, &places, &mut out);
@@ -124,14 +134,21 @@ impl Output<'_> {
     }
 }
 
-fn algorithm(tree: &Tree) -> Algorithm {
-    let of_node = |id| match &tree.node(id).content {
-        Content::File(FileContent::Object { id, .. }) => Some(id.algorithm()),
-        _ => None,
+/// Refuses what the widths of the format's numbers cannot hold: nothing is ever cut off.
+fn check(inode: &Inode<'_>, place: &Place) -> Result<(), WriteError> {
+    let fits = |(name, value): (&Box<[u8]>, &Box<[u8]>)| {
+        u8::try_from(split_xattr(name).1.len()).is_ok() && u16::try_from(value.len()).is_ok()
     };
-    tree.walk()
-        .find_map(|(_, id)| of_node(id))
-        .unwrap_or(Algorithm::Sha256)
+    if let Some((name, _)) = inode.xattrs.iter().find(|pair| !fits(*pair)) {
+        return Err(WriteError::Xattr(shown(name)));
+    }
+    if place.xattr_len(inode) > XATTRS_MAX {
+        return Err(WriteError::Xattrs);
+    }
+    match inode.body {
+        Body::Elsewhere { size } if size > ELSEWHERE_MAX => Err(WriteError::TooLarge),
+        _ => Ok(()),
+    }
 }
 
 fn write_head(plan: &Plan<'_>, places: &Places<'_>, out: &mut Output<'_>) {

@@ -1,5 +1,6 @@
 //! Tests of the store's public interface.
 
 mod erofs;
+mod erofs_kernel;
 mod layer;
 mod store;
