@@ -213,3 +213,153 @@ fn any_xattrs() -> impl Strategy<Value = Xattrs> {
         }),
     ]
 }
+
+/// Gives trees in which something stands on a border of the EROFS layout, each with what it is about.
+pub fn awkward_trees() -> Vec<(&'static str, Tree)> {
+    let root = || Tree::new(at_second(0o755, 1_700_000_000));
+    let mut trees = Vec::new();
+    let mut add = |about, build: &dyn Fn(&mut Tree)| {
+        let mut tree = root();
+        build(&mut tree);
+        trees.push((about, tree));
+    };
+    add("nothing", &|_| {});
+    add("links whose targets fill a block or nearly so", &|tree| {
+        for length in [1, 2047, 2048, 2049, 4031, 4032, 4063, 4064, 4065, 4095] {
+            let target = Content::Symlink(vec![b'l'; length].into());
+            put(tree, Tree::ROOT, &format!("link-{length}"), target);
+        }
+    });
+    add("names before and after the dots", &|tree| {
+        for name in ["+", "-", "...", ".a", "..a", "0", "00", "fe", "ff", "~"] {
+            put(tree, Tree::ROOT, name, Content::Fifo);
+        }
+    });
+    add("directories around one block and half a block", &|tree| {
+        for count in (70..90).chain(150..175).chain([1000]) {
+            let directory = put(
+                tree,
+                Tree::ROOT,
+                &format!("d{count}"),
+                Content::empty_directory(),
+            );
+            for number in 0..count {
+                put(
+                    tree,
+                    directory,
+                    &format!("entry-{number:06}"),
+                    Content::Socket,
+                );
+            }
+        }
+    });
+    add("files of every size", &|tree| {
+        for size in [
+            65_u64,
+            4096,
+            4097,
+            1 << 20,
+            (1 << 32) - 1,
+            1 << 32,
+            1 << 43,
+            (1 << 52) - 1,
+        ] {
+            let id = ObjectId::Sha256([size.ilog2() as u8; 32]);
+            let content = Content::File(FileContent::Object { id, size });
+            put(tree, Tree::ROOT, &format!("file-{size}"), content);
+        }
+        for length in 0..=64 {
+            let content = Content::File(FileContent::Inline(vec![b'c'; length].into()));
+            put(tree, Tree::ROOT, &format!("inline-{length}"), content);
+        }
+    });
+    add(
+        "whiteouts, also under the names of object directories",
+        &|tree| {
+            let directory = put(tree, Tree::ROOT, "usr", Content::empty_directory());
+            for (parent, name) in [(directory, "gone"), (directory, "00"), (Tree::ROOT, "a0")] {
+                put(
+                    tree,
+                    parent,
+                    name,
+                    Content::CharacterDevice(Rdev { major: 0, minor: 0 }),
+                );
+            }
+            set(tree, directory, "trusted.overlay.origin", b"escaped");
+        },
+    );
+    add(
+        "more shared attributes than one inode can refer to",
+        &|tree| {
+            for name in ["one", "other"] {
+                let id = put(tree, Tree::ROOT, name, Content::Fifo);
+                for number in 0..140 {
+                    set(tree, id, &format!("trusted.number-{number:03}"), b"same");
+                }
+            }
+        },
+    );
+    add(
+        "attributes of every kind, owners and times beyond 16 and 32 bits",
+        &|tree| {
+            let id = put(
+                tree,
+                Tree::ROOT,
+                "kinds",
+                Content::File(FileContent::Inline(b"x"[..].into())),
+            );
+            for name in [
+                "user.a",
+                "security.selinux",
+                "trusted.t",
+                "system.posix_acl_access",
+                "system.other",
+            ] {
+                set(tree, id, name, name.as_bytes());
+            }
+            let metadata = tree.metadata_mut(id);
+            (metadata.uid, metadata.gid) = (65_536, u32::MAX - 1);
+            metadata.mtime = Timestamp {
+                seconds: 1 << 33,
+                nanoseconds: 999_999_999,
+            };
+            let early = put(tree, Tree::ROOT, "early", Content::Fifo);
+            tree.metadata_mut(early).mtime = Timestamp {
+                seconds: 1,
+                nanoseconds: 5,
+            };
+        },
+    );
+    add("hard links across directories", &|tree| {
+        let directory = put(tree, Tree::ROOT, "a", Content::empty_directory());
+        let id = put(
+            tree,
+            directory,
+            "first",
+            Content::File(FileContent::Inline(b"linked"[..].into())),
+        );
+        for (parent, name) in [(Tree::ROOT, "b"), (Tree::ROOT, "0"), (directory, "second")] {
+            let name = Name::try_from(name).expect("a name");
+            tree.link(parent, name, id).expect("a free name for a file");
+        }
+    });
+    trees
+}
+
+fn at_second(mode: u16, seconds: i64) -> Metadata {
+    Metadata {
+        mtime: Timestamp::from_seconds(seconds),
+        ..Metadata::root_owned(mode)
+    }
+}
+
+fn put(tree: &mut Tree, parent: NodeId, name: &str, content: Content) -> NodeId {
+    let name = Name::try_from(name).expect("a name");
+    let node = Node::new(at_second(0o755, 1_700_000_000), content);
+    tree.insert(parent, name, node).expect("a free name")
+}
+
+fn set(tree: &mut Tree, id: NodeId, name: &str, value: &[u8]) {
+    let xattrs = &mut tree.metadata_mut(id).xattrs;
+    xattrs.insert(name.as_bytes().into(), value.into());
+}

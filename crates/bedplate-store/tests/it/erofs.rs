@@ -1,15 +1,18 @@
 //! Images against the composefs crate, against themselves, against damage, and against the kernel.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use bedplate_model::{Content, ErofsVersion, FileContent, Metadata, Rdev, Tree};
-use bedplate_store::erofs::{self, HardLinks, Options};
+use bedplate_model::{
+    Content, ErofsVersion, FileContent, Metadata, Name, Node, ObjectId, Rdev, Tree,
+};
+use bedplate_store::erofs::{self, HardLinks, Options, WriteError};
 use composefs::dumpfile::dumpfile_to_validated_filesystem;
 use composefs::erofs::format::FormatVersion;
 use composefs::erofs::writer::mkfs_erofs_versioned;
 use composefs::fsverity::Sha256HashValue;
 use proptest::prelude::*;
-use testkit::trees::any_tree;
+use testkit::trees::{any_tree, awkward_trees};
 
 fn image(tree: &Tree, version: ErofsVersion, hard_links: HardLinks) -> (Vec<u8>, erofs::Written) {
     let mut bytes = Vec::new();
@@ -28,7 +31,7 @@ fn image(tree: &Tree, version: ErofsVersion, hard_links: HardLinks) -> (Vec<u8>,
 /// Writes a tree as composefs's text form has it: what the oracle reads.
 fn dumpfile(tree: &Tree, hard_links: HardLinks) -> String {
     let mut text = String::new();
-    let mut names: std::collections::HashMap<_, Vec<u8>> = std::collections::HashMap::new();
+    let mut names: HashMap<_, Vec<u8>> = HashMap::new();
     let counts = tree.name_counts();
     let mut line = |path: &[u8], id| {
         let node = tree.node(id);
@@ -202,4 +205,88 @@ proptest! {
         }
         let _ = erofs::read(&bytes[..cut.index(bytes.len())]);
     }
+}
+
+#[test]
+fn images_of_awkward_trees_have_the_digests_that_the_c_tool_gave() {
+    let known = include_str!("../../../../testdata/erofs/mkcomposefs-1.0.8.txt");
+    let trees: HashMap<_, _> = awkward_trees().into_iter().collect();
+    let lines = known.lines().filter(|line| !line.starts_with('#'));
+    let mut compared = 0;
+    for line in lines {
+        let parts: Vec<_> = line.splitn(4, ' ').collect();
+        let [version, hard_links, digest, about] = parts[..] else {
+            panic!("{line}");
+        };
+        let version = match version {
+            "v0" => ErofsVersion::V0,
+            _ => ErofsVersion::V1,
+        };
+        let hard_links = match hard_links {
+            "keep" => HardLinks::Keep,
+            _ => HardLinks::Break,
+        };
+        let (bytes, written) = image(&trees[about], version, hard_links);
+        assert_eq!(written.id.to_hex(), digest, "{line}");
+        assert_eq!(written.bytes, bytes.len() as u64);
+        if hard_links == HardLinks::Keep {
+            assert!(erofs::read(&bytes).unwrap() == trees[about], "{line}");
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, trees.len() * 4);
+}
+
+#[test]
+fn what_the_format_cannot_hold_is_refused_and_never_cut_off() {
+    let with = |count: usize, length: usize| {
+        let mut tree = Tree::new(Metadata::root_owned(0o755));
+        for number in 0..count {
+            let name = format!("user.{number}").into_bytes();
+            let xattrs = &mut tree.metadata_mut(Tree::ROOT).xattrs;
+            xattrs.insert(name.into(), vec![b'v'; length].into());
+        }
+        let options = Options {
+            version: ErofsVersion::V1,
+            hard_links: HardLinks::Keep,
+        };
+        let mut bytes = Vec::new();
+        erofs::write(&tree, &options, &mut bytes).map(|_| erofs::read(&bytes).unwrap() == tree)
+    };
+    assert!(with(1, 65_535).unwrap());
+    assert!(matches!(with(1, 65_536), Err(WriteError::Xattr(name)) if name == "user.0"));
+    assert!(with(3, 65_535).unwrap());
+    assert!(matches!(with(5, 65_535), Err(WriteError::Xattrs)));
+
+    let mut tree = Tree::new(Metadata::root_owned(0o755));
+    let id = ObjectId::Sha256([7; 32]);
+    let content = Content::File(FileContent::Object { id, size: u64::MAX });
+    let node = Node::new(Metadata::root_owned(0o644), content);
+    tree.insert(Tree::ROOT, Name::try_from("huge").unwrap(), node)
+        .unwrap();
+    let options = Options {
+        version: ErofsVersion::V1,
+        hard_links: HardLinks::Keep,
+    };
+    let refused = erofs::write(&tree, &options, &mut Vec::new());
+    assert!(matches!(refused, Err(WriteError::TooLarge)));
+}
+
+/// Paths that stood beside each of these directories would take 25 GB.
+#[test]
+fn a_tree_that_is_deep_and_then_wide_is_read_in_little_memory() {
+    let directory = || Node::new(Metadata::root_owned(0o755), Content::empty_directory());
+    let mut tree = Tree::new(Metadata::root_owned(0o755));
+    let mut deepest = Tree::ROOT;
+    for _ in 0..2_000 {
+        let name = Name::new(&[b'n'; 255]).unwrap();
+        deepest = tree.insert(deepest, name, directory()).unwrap();
+    }
+    for number in 0..50_000 {
+        let name = Name::try_from(&*number.to_string()).unwrap();
+        tree.insert(deepest, name, directory()).unwrap();
+    }
+    let (bytes, _) = image(&tree, ErofsVersion::V1, HardLinks::Keep);
+    let read = erofs::read(&bytes).unwrap();
+    assert_eq!(read.node_count(), tree.node_count());
 }
