@@ -98,16 +98,6 @@ impl Machine<'_> {
         Ok(self.describe(&record, &observed))
     }
 
-    /// Reads the summary that the last change left: what is for everybody.
-    pub fn published(&self) -> Result<Status, MachineError> {
-        let path = self.host.run.join(SUMMARY_FILE);
-        let read = || -> io::Result<Status> { Ok(serde_json::from_slice(&fs::read(&path)?)?) };
-        read().map_err(|source| MachineError::Summary {
-            path: path.clone(),
-            source,
-        })
-    }
-
     /// Writes the summary that everyone may read.
     pub fn publish(&self) -> Result<Status, MachineError> {
         let status = self.status()?;

@@ -8,10 +8,24 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use bedplate_build::BuildError;
+use bedplate_build::kernel::KernelError;
+use bedplate_deploy::grow::GrowError;
+use bedplate_deploy::install::{ExecuteError, PlanError};
+use bedplate_deploy::machine::MachineError;
+use bedplate_deploy::rollback::RollbackError;
+use bedplate_deploy::stage::StageError;
 use bedplate_model::image::ParseImageNameError;
 use bedplate_model::name::NameError;
-use bedplate_store::{CheckoutError, CreateError, OpenError, ReadContentError, ReadStoreError};
-use bedplate_transport::{PullError, PushError, RegistryError};
+use bedplate_store::diff::SummaryError;
+use bedplate_store::gc::GcError;
+use bedplate_store::layer::{ImportError, WriteTarError};
+use bedplate_store::{
+    CheckoutError, CommitError, CreateError, OpenError, ReadContentError, ReadStoreError, RefsError,
+    ScanError,
+};
+use bedplate_sys::mount::MountImageError;
+use bedplate_transport::serve::ServeError;
+use bedplate_transport::{ConfigError, PullError, PushError, RegistryError};
 
 /// Who must act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,14 +101,80 @@ pub(crate) fn sentence(error: &dyn Error) -> String {
     text
 }
 
-/// Finds the first error of the chain that says who must act.
+/// Finds the error of the chain that says most about who must act.
 fn verdict(error: &anyhow::Error) -> (Blame, Option<String>) {
+    let mut chain: Vec<&(dyn Error + 'static)> = Vec::new();
     for cause in error.chain() {
-        if let Some(verdict) = known(cause) {
-            return verdict;
-        }
+        chain.push(cause);
+        chain.extend(behind(cause));
     }
-    (Blame::Bug, Some("this should not happen; please report it with the command and its output".into()))
+    let bug = || {
+        let hint = "this should not happen; please report it with the command and its output";
+        (Blame::Bug, Some(hint.to_owned()))
+    };
+    let specific = chain.iter().find_map(|error| known(*error));
+    specific
+        .or_else(|| chain.iter().find_map(|error| of_operation(*error)))
+        .unwrap_or_else(bug)
+}
+
+/// Returns the error that a transparent one stands for: its chain of causes passes that by.
+fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
+    if let Some(error) = error.downcast_ref::<PullError>() {
+        return match error {
+            PullError::Registry(error) => Some(error),
+            PullError::Read(error) => Some(error),
+            _ => None,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<PushError>() {
+        return match error {
+            PushError::Registry(error) => Some(error),
+            PushError::Read(error) => Some(error),
+            _ => None,
+        };
+    }
+    if let Some(PlanError::Read(error)) = error.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(BuildError::Kernel(error)) = error.downcast_ref() {
+        return Some(error);
+    }
+    None
+}
+
+/// Sorts an error by the operation that it belongs to, when nothing more is known about it.
+fn of_operation(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
+    let say = |blame| Some((blame, None));
+    if error.is::<PullError>() || error.is::<PushError>() {
+        return say(Blame::Remote);
+    }
+    if error.is::<BuildError>()
+        || error.is::<ImportError>()
+        || error.is::<WriteTarError>()
+        || error.is::<PlanError>()
+        || error.is::<StageError>()
+        || error.is::<RollbackError>()
+        || error.is::<SummaryError>()
+    {
+        return say(Blame::Usage);
+    }
+    if error.is::<ScanError>()
+        || error.is::<CheckoutError>()
+        || error.is::<CommitError>()
+        || error.is::<ExecuteError>()
+        || error.is::<MachineError>()
+        || error.is::<MountImageError>()
+        || error.is::<ConfigError>()
+        || error.is::<ServeError>()
+        || error.is::<GrowError>()
+    {
+        return say(Blame::Host);
+    }
+    if error.is::<GcError>() || error.is::<RefsError>() {
+        return say(Blame::Damage);
+    }
+    None
 }
 
 /// Sorts an error that is known here.
@@ -159,20 +239,20 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             | RegistryError::Nonsense { .. } => Some((Blame::Remote, None)),
         };
     }
-    if error.is::<PullError>() || error.is::<PushError>() {
-        // Their causes say more, where they have any.
-        return error.source().and_then(known_chain).or(Some((Blame::Remote, None)));
-    }
     if error.is::<ParseImageNameError>() || error.is::<NameError>() {
         return say(Blame::Usage, "an image is [HOST/]REPOSITORY[:TAG][@DIGEST]");
     }
-    if let Some(error) = error.downcast_ref::<BuildError>() {
-        return match error {
-            BuildError::Unfit { .. } => say(Blame::Usage, "`bedplate lint` explains; `--skip-lint NAME` switches one off"),
-            BuildError::Kernel(error) => Some((Blame::Usage, error.hint().map(str::to_owned))),
-            BuildError::Karg(_) | BuildError::Hostname(_) => Some((Blame::Usage, None)),
-            _ => error.source().and_then(known_chain),
-        };
+    if let Some(BuildError::Unfit { .. }) = error.downcast_ref() {
+        return say(
+            Blame::Usage,
+            "`bedplate lint` explains; --skip-lint NAME switches one off",
+        );
+    }
+    if let Some(error) = error.downcast_ref::<KernelError>() {
+        return Some((Blame::Usage, error.hint().map(str::to_owned)));
+    }
+    if let Some(StageError::Bad { .. }) = error.downcast_ref() {
+        return say(Blame::Remote, "a newer version is staged by itself; --retry stages this one again");
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(of_io(error));

@@ -99,7 +99,7 @@ pub(crate) struct Build {
     #[arg(long, value_name = "DIR")]
     pub(crate) rootfs: PathBuf,
     /// The name of the image
-    #[arg(long = "tag", short, value_name = "REF")]
+    #[arg(long = "tag", short = 't', value_name = "REF")]
     pub(crate) name: ImageName,
     /// A label of the image
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::Context as _;
-use bedplate_deploy::status::{DeploymentStatus, Status};
+use bedplate_deploy::status::{self, DeploymentStatus, Status};
 use bedplate_deploy::{Host, Machine};
 
 use crate::Answer;
@@ -19,7 +19,7 @@ pub(super) fn run(arguments: &cli::Status, context: &mut Context<'_>) -> anyhow:
     } else {
         // Record and boot partition are root's; everybody else reads what the last change left.
         let host = Host::this_machine(now);
-        Machine::open(&host)?.published().context("cannot read the machine's state")?
+        status::summary(&host).context("cannot read the machine's state")?
     };
     if arguments.json {
         json(context.out, &status)?;
