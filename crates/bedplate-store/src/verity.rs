@@ -218,32 +218,32 @@ mod tests {
             "97a1e45daaa69bd7b31908cf835318ba36476984ffa7f4a5913c0187db04ce5f19dc80306f493741d4ad1cdd212b7a9d2691aa3d42563d35471363fbb0fc7f1c",
         ),
         (
-            524288,
+            524_288,
             Algorithm::Sha256,
             "d82861203d50ae9b60948504a704f35f5118bd229aeb1a22d6dae47b1767c4c4",
         ),
         (
-            524288,
+            524_288,
             Algorithm::Sha512,
             "7b3d245f9dc3169e2f721fa32f735149ace066408e783d5d79e21f9761e2efc39fb016b0a94e0a00af41a32fa5283b189899b0f27f91d013be745709678c0278",
         ),
         (
-            524289,
+            524_289,
             Algorithm::Sha256,
             "4dc6905041c9c4ee73e13b53f63f5d289c46da359b664a965ead7f8cc4d799d4",
         ),
         (
-            524289,
+            524_289,
             Algorithm::Sha512,
             "60b58fe0f1e5198627ffb6be091eef60edce9b4ff6ee43884ba78a831ecdecc1572729afc5ebeb09101e3f102c9d7142ab4f66216198d85f8c7194eca7885bb2",
         ),
         (
-            1048576,
+            1_048_576,
             Algorithm::Sha256,
             "93c995656d665b81c3a87eed032fcf06a8f9cecef51e3f5e5af7fa59fef1d439",
         ),
         (
-            67108869,
+            67_108_869,
             Algorithm::Sha256,
             "9dd5b05ed52fe1bb86fa899e3e1c06df348699182f0f5994b124d0fbf6a284ea",
         ),

@@ -206,7 +206,7 @@ impl<'a> Reader<'a> {
             names.push(name.clone());
             at = *parent;
         }
-        TreePath::from_iter(names.into_iter().rev()).to_string()
+        names.into_iter().rev().collect::<TreePath>().to_string()
     }
 }
 
@@ -519,7 +519,7 @@ fn xattr(bytes: &[u8]) -> Result<(Xattr<'_>, &[u8]), ReadError> {
 type Entry<'a> = Result<(&'a [u8], u64), ReadError>;
 
 /// Splits a block of a directory into its entries.
-fn entries<'a>(block: &'a [u8]) -> Result<impl Iterator<Item = Entry<'a>>, ReadError> {
+fn entries(block: &[u8]) -> Result<impl Iterator<Item = Entry<'_>>, ReadError> {
     let entry_len = DIRENT_LEN as usize;
     let name_offset = move |entry: &[u8]| usize::from(u16::from_le_bytes([entry[8], entry[9]]));
     let head = block

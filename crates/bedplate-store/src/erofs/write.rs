@@ -136,11 +136,11 @@ impl Output<'_> {
 
 /// Refuses what the widths of the format's numbers cannot hold: nothing is ever cut off.
 fn check(inode: &Inode<'_>, place: &Place) -> Result<(), WriteError> {
-    let fits = |(name, value): (&Box<[u8]>, &Box<[u8]>)| {
-        u8::try_from(split_xattr(name).1.len()).is_ok() && u16::try_from(value.len()).is_ok()
-    };
-    if let Some((name, _)) = inode.xattrs.iter().find(|pair| !fits(*pair)) {
-        return Err(WriteError::Xattr(shown(name)));
+    for (name, value) in &inode.xattrs {
+        let suffix = split_xattr(name).1;
+        if u8::try_from(suffix.len()).is_err() || u16::try_from(value.len()).is_err() {
+            return Err(WriteError::Xattr(shown(name)));
+        }
     }
     if place.xattr_len(inode) > XATTRS_MAX {
         return Err(WriteError::Xattrs);
