@@ -1,6 +1,7 @@
 //! Images before other judges: the kernel that mounts them, and fsck.erofs.
 
 use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -82,9 +83,10 @@ fn compare(tree: &Tree, id: NodeId, links: u32, path: &Path) {
     let node = tree.node(id);
     let seen = fs::symlink_metadata(path).unwrap();
     let is_whiteout = node.content == WHITEOUT;
-    let mode = match is_whiteout {
-        true => 0o100_000 | node.metadata.mode,
-        false => node.st_mode(),
+    let mode = if is_whiteout {
+        0o100_000 | node.metadata.mode
+    } else {
+        node.st_mode()
     };
     assert_eq!(seen.mode(), u32::from(mode), "{}", path.display());
     assert_eq!(
@@ -97,7 +99,8 @@ fn compare(tree: &Tree, id: NodeId, links: u32, path: &Path) {
         (mtime.seconds, i64::from(mtime.nanoseconds))
     );
     let (directory, name) = (path.parent().unwrap(), path.file_name().unwrap());
-    let shown = xattr::of_entry(&File::open(directory).unwrap(), name).unwrap();
+    let directory = File::open(directory).unwrap();
+    let shown = xattr::of_entry(directory.as_fd(), name).unwrap();
     for (name, value) in visible(&node.metadata.xattrs) {
         // What marks a directory of whiteouts takes the place of its own attributes.
         let is_mark = [
@@ -154,10 +157,15 @@ fn compare(tree: &Tree, id: NodeId, links: u32, path: &Path) {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a test that checks nothing says so")]
+fn skipped(reason: &str) {
+    println!("skipped: {reason}");
+}
+
 /// Mounts images in a thread that has its own mounts.
 fn in_private_mounts(work: impl FnOnce() + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: mounting needs root");
+        skipped("mounting needs root");
         return;
     }
     let thread = std::thread::spawn(|| {
@@ -186,7 +194,7 @@ fn the_kernel_shows_every_node_as_the_tree_has_it() {
                             if error.raw_os_error()
                                 == Some(rustix::io::Errno::NOTBLK.raw_os_error()) =>
                         {
-                            println!("skipped: this kernel mounts EROFS from block devices alone");
+                            skipped("this kernel mounts EROFS from block devices alone");
                             return Ok(());
                         }
                         mounted => mounted.unwrap(),
@@ -211,7 +219,7 @@ fn below(root: &Path, path: &TreePath) -> PathBuf {
 #[test]
 fn fsck_erofs_finds_nothing_to_say() {
     if Command::new("fsck.erofs").arg("-V").output().is_err() {
-        println!("skipped: erofs-utils is not installed");
+        skipped("erofs-utils is not installed");
         return;
     }
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(40));
