@@ -428,8 +428,17 @@ impl<'store> Transaction<'store> {
     }
 
     /// Gives every item its name, or gives it back where a gc took it.
+    ///
+    /// Objects come before what names them: a process that is killed in between leaves no image without
+    /// its objects, and journalling file systems keep the order of renames across a power cut.
     fn place(&self, items: &HashMap<Item, Origin>) -> Result<(), CommitError> {
-        for (item, origin) in items {
+        let names_others = |item: &Item| match item {
+            Item::Object(_) | Item::Blob(_) => false,
+            Item::Image(_) | Item::Layer(_) => true,
+        };
+        let (later, first): (Vec<_>, Vec<_>) =
+            items.iter().partition(|(item, _)| names_others(item));
+        for (item, origin) in first.into_iter().chain(later) {
             let from = item.flat_name();
             let (from, to) = (OsStr::new(&from), item.path());
             let outcome = match origin {

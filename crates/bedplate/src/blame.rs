@@ -20,8 +20,8 @@ use bedplate_store::diff::SummaryError;
 use bedplate_store::gc::GcError;
 use bedplate_store::layer::{ImportError, WriteTarError};
 use bedplate_store::{
-    CheckoutError, CommitError, CreateError, OpenError, ReadContentError, ReadStoreError, RefsError,
-    ScanError,
+    CheckoutError, CommitError, CreateError, OpenError, ReadContentError, ReadStoreError,
+    RefsError, ScanError,
 };
 use bedplate_sys::mount::MountImageError;
 use bedplate_transport::serve::ServeError;
@@ -192,9 +192,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     }
     if let Some(error) = error.downcast_ref::<ReadStoreError>() {
         return match error {
-            ReadStoreError::Damaged { .. } | ReadStoreError::Image { .. } | ReadStoreError::Missing(_) => {
-                say(Blame::Damage, DAMAGE_HINT)
-            }
+            ReadStoreError::Damaged { .. }
+            | ReadStoreError::Image { .. }
+            | ReadStoreError::Missing(_) => say(Blame::Damage, DAMAGE_HINT),
             ReadStoreError::Read { source, .. } => Some(of_io(source)),
             ReadStoreError::TooLarge { .. } => Some((Blame::Usage, None)),
         };
@@ -207,13 +207,23 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             ),
             OpenError::Read { source, .. } => Some(of_io(source)),
             OpenError::Damaged { .. } => Some((Blame::Damage, None)),
-            OpenError::Format { .. } | OpenError::Algorithm { .. } => {
-                say(Blame::Host, "a newer version of bedplate wrote it: use that one")
-            }
+            OpenError::Format { .. } | OpenError::Algorithm { .. } => say(
+                Blame::Host,
+                "a newer version of bedplate wrote it: use that one",
+            ),
         };
     }
     if let Some(CreateError::NotEmpty(_)) = error.downcast_ref() {
-        return say(Blame::Usage, "name an empty directory, or one that is not there");
+        return say(
+            Blame::Usage,
+            "name an empty directory, or one that is not there",
+        );
+    }
+    if let Some(CheckoutError::NotEmpty(_)) = error.downcast_ref() {
+        return say(
+            Blame::Usage,
+            "name an empty directory, or one that is not there",
+        );
     }
     if let Some(error) = error.downcast_ref::<CheckoutError>()
         && error.needs_root()
@@ -224,9 +234,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
         return match error {
             RegistryError::Local(_) => say(Blame::Usage, "name a registry: HOST/REPOSITORY:TAG"),
             RegistryError::Blocked(_) => say(Blame::Host, "see /etc/containers/registries.conf"),
-            RegistryError::Auth(_) | RegistryError::Denied { .. } => {
-                say(Blame::Remote, "`podman login` keeps credentials where bedplate finds them")
-            }
+            RegistryError::Auth(_) | RegistryError::Denied { .. } => say(
+                Blame::Remote,
+                "`podman login` keeps credentials where bedplate finds them",
+            ),
             RegistryError::NotFound { .. } => say(Blame::Usage, "check the name and the tag"),
             RegistryError::Http(_) => say(
                 Blame::Remote,
@@ -252,7 +263,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
         return Some((Blame::Usage, error.hint().map(str::to_owned)));
     }
     if let Some(StageError::Bad { .. }) = error.downcast_ref() {
-        return say(Blame::Remote, "a newer version is staged by itself; --retry stages this one again");
+        return say(
+            Blame::Remote,
+            "a newer version is staged by itself; --retry stages this one again",
+        );
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(of_io(error));
@@ -271,15 +285,24 @@ fn of_io(error: &io::Error) -> (Blame, Option<String>) {
         return verdict;
     }
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
-            (Blame::Usage, None)
-        }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            (Blame::Host, Some("free some space (`bedplate gc` removes what no name reaches) and run it again".into()))
-        }
-        io::ErrorKind::PermissionDenied => (Blame::Host, Some("another user owns it, or it needs root".into())),
+        io::ErrorKind::NotFound
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::AlreadyExists => (Blame::Usage, None),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
+            Blame::Host,
+            Some(
+                "free some space (`bedplate gc` removes what no name reaches) and run it again"
+                    .into(),
+            ),
+        ),
+        io::ErrorKind::PermissionDenied => (
+            Blame::Host,
+            Some("another user owns it, or it needs root".into()),
+        ),
         _ => (Blame::Host, None),
     }
 }
 
-const DAMAGE_HINT: &str = "`bedplate fsck` lists all damage; pull or build the image again to replace it";
+const DAMAGE_HINT: &str =
+    "`bedplate fsck` lists all damage; pull or build the image again to replace it";

@@ -81,7 +81,11 @@ impl<'a> Context<'a> {
 
     /// Makes the machine's store writable for this program, where it is the one that is used.
     fn enter(&self) -> anyhow::Result<()> {
-        if self.is_machine_store() { self.enter_root() } else { Ok(()) }
+        if self.is_machine_store() {
+            self.enter_root()
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns whether the machine's own store is used, which is read-only for everybody.
@@ -102,7 +106,8 @@ impl<'a> Context<'a> {
             None => self.host.default_store().ok_or_else(|| {
                 Refusal {
                     blame: Blame::Usage,
-                    message: "there is no default store: neither XDG_DATA_HOME nor HOME is set".into(),
+                    message: "there is no default store: neither XDG_DATA_HOME nor HOME is set"
+                        .into(),
                     hint: Some("name a store with --store DIR".into()),
                 }
                 .into()

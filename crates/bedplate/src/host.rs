@@ -19,7 +19,10 @@ pub(crate) struct Host {
 impl Host {
     /// Reads the environment and the clock.
     pub(crate) fn observe() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one place that reads the clock"
+        )]
         let now = SystemTime::now();
         Self {
             environment: std::env::vars_os().collect(),

@@ -44,8 +44,10 @@ pub(crate) fn ago(then: i64, now: i64) -> String {
 
 /// Prints a point in time in RFC 3339 (UTC).
 pub(crate) fn moment(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds)
-        .map_or_else(|_| format!("{seconds} s since 1970"), |time| time.to_string())
+    jiff::Timestamp::from_second(seconds).map_or_else(
+        |_| format!("{seconds} s since 1970"),
+        |time| time.to_string(),
+    )
 }
 
 /// Shortens a digest to the 12 digits that people compare.
@@ -75,7 +77,12 @@ mod tests {
 
     #[test]
     fn ages_are_told_as_people_tell_them() {
-        for (then, text) in [(1000, "just now"), (990, "10 seconds ago"), (940, "1 minute ago"), (0, "16 minutes ago")] {
+        for (then, text) in [
+            (1000, "just now"),
+            (990, "10 seconds ago"),
+            (940, "1 minute ago"),
+            (0, "16 minutes ago"),
+        ] {
             assert_eq!(ago(then, 1000), text);
         }
         assert_eq!(ago(2000, 1000), "1970-01-01T00:33:20Z");

@@ -51,6 +51,9 @@ mod tests {
         table.row(["a-long-name".into(), String::new()]);
         let mut text = Vec::new();
         table.write(&mut text).unwrap();
-        assert_eq!(String::from_utf8(text).unwrap(), "NAME         SIZE\nos           1 B\na-long-name\n");
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "NAME         SIZE\nos           1 B\na-long-name\n"
+        );
     }
 }

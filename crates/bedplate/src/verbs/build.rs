@@ -71,7 +71,11 @@ pub(super) fn run(build: &Build, context: &mut Context<'_>) -> anyhow::Result<An
         writeln!(out, "{finding}")?;
     }
     writeln!(out, "Image:     {name}")?;
-    writeln!(out, "Version:   {}", built.version.as_deref().unwrap_or("none"))?;
+    writeln!(
+        out,
+        "Version:   {}",
+        built.version.as_deref().unwrap_or("none")
+    )?;
     writeln!(out, "Kernel:    {}", built.kernel)?;
     writeln!(out, "Root:      {}", built.root)?;
     writeln!(out, "Manifest:  {}", built.manifest)?;

@@ -14,14 +14,20 @@ use crate::context::Context;
 pub(super) fn run(cat: &Cat, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
     let image = context.image(&store, &cat.name)?;
-    let tree = store.tree(&image.root).with_context(|| format!("cannot read {}", cat.name))?;
+    let tree = store
+        .tree(&image.root)
+        .with_context(|| format!("cannot read {}", cat.name))?;
     for path in &cat.paths {
         let attempted = || format!("cannot print {} of {}", path.display(), cat.name);
         let path = TreePath::try_from(path.as_path()).with_context(attempted)?;
         let id = find(&tree, &path, &cat.name.to_string())?;
         let Content::File(content) = &tree.node(id).content else {
             return Err(Refusal::usage(
-                format!("{path} in {} is a {}", cat.name, tree.node(id).content.type_name()),
+                format!(
+                    "{path} in {} is a {}",
+                    cat.name,
+                    tree.node(id).content.type_name()
+                ),
                 "`bedplate ls -l` shows what it is",
             )
             .into());

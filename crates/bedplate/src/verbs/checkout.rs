@@ -12,7 +12,12 @@ pub(super) fn run(checkout: &Checkout, context: &mut Context<'_>) -> anyhow::Res
     let target = context.image(&store, &checkout.name)?;
     let attempted = || format!("cannot check out {}", checkout.name);
     let tree = store.tree(&target.root).with_context(attempted)?;
-    bedplate_store::checkout(&store, &tree, &checkout.directory, CheckoutOptions::default())
-        .with_context(attempted)?;
+    bedplate_store::checkout(
+        &store,
+        &tree,
+        &checkout.directory,
+        CheckoutOptions::default(),
+    )
+    .with_context(attempted)?;
     Ok(Answer::Yes)
 }

@@ -23,8 +23,8 @@ pub(super) fn run(commit: &Commit, context: &mut Context<'_>) -> anyhow::Result<
     let attempted = || format!("cannot commit {}", commit.directory.display());
     let transaction = store.begin().with_context(attempted)?;
     let progress = Progress::new(context.quiet);
-    let tree = bedplate_store::scan(&commit.directory, &transaction, &progress)
-        .with_context(attempted)?;
+    let tree =
+        bedplate_store::scan(&commit.directory, &transaction, &progress).with_context(attempted)?;
     let root = transaction
         .put_image(&tree, RuleSet::Exact1)
         .with_context(attempted)?;

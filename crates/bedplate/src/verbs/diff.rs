@@ -48,8 +48,12 @@ struct Path {
 
 pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let attempted = || format!("cannot compare {} with {}", diff.old, diff.new);
-    let (old, old_packages) = Subject::parse(&diff.old)?.read(context).with_context(attempted)?;
-    let (new, new_packages) = Subject::parse(&diff.new)?.read(context).with_context(attempted)?;
+    let (old, old_packages) = Subject::parse(&diff.old)?
+        .read(context)
+        .with_context(attempted)?;
+    let (new, new_packages) = Subject::parse(&diff.new)?
+        .read(context)
+        .with_context(attempted)?;
     let summary = summarize((&old, old_packages), (&new, new_packages));
     let paths = diff.files.then(|| paths(&old, &new));
     let out = &mut *context.out;
@@ -70,7 +74,9 @@ pub(super) fn draw(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
         None => writeln!(out, "Packages: no package database in both")?,
         Some(changes) if changes.is_empty() => writeln!(out, "Packages: the same")?,
         Some(changes) => {
-            let count = |wanted: fn(&PackageChange) -> bool| changes.iter().filter(|change| wanted(change)).count();
+            let count = |wanted: fn(&PackageChange) -> bool| {
+                changes.iter().filter(|change| wanted(change)).count()
+            };
             writeln!(
                 out,
                 "Packages: {} changed, {} added, {} removed",
@@ -85,15 +91,44 @@ pub(super) fn draw(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     }
     let kernels = &summary.kernels;
     if kernels.added.is_empty() && kernels.removed.is_empty() {
-        writeln!(out, "Kernel:   {}", if kernels.kept.is_empty() { "none".into() } else { format!("the same ({})", kernels.kept.join(", ")) })?;
+        writeln!(
+            out,
+            "Kernel:   {}",
+            if kernels.kept.is_empty() {
+                "none".into()
+            } else {
+                format!("the same ({})", kernels.kept.join(", "))
+            }
+        )?;
     } else {
-        let list = |releases: &[String]| if releases.is_empty() { "none".to_owned() } else { releases.join(", ") };
-        writeln!(out, "Kernel:   {} → {}", list(&kernels.removed), list(&kernels.added))?;
+        let list = |releases: &[String]| {
+            if releases.is_empty() {
+                "none".to_owned()
+            } else {
+                releases.join(", ")
+            }
+        };
+        writeln!(
+            out,
+            "Kernel:   {} → {}",
+            list(&kernels.removed),
+            list(&kernels.added)
+        )?;
     }
     let (before, after) = summary.bytes;
-    writeln!(out, "Size:     {} → {}, {} of it new", bytes(before), bytes(after), bytes(summary.new_bytes))?;
+    writeln!(
+        out,
+        "Size:     {} → {}, {} of it new",
+        bytes(before),
+        bytes(after),
+        bytes(summary.new_bytes)
+    )?;
     let paths = summary.paths;
-    writeln!(out, "Paths:    {} added, {} removed, {} changed", paths.added, paths.removed, paths.changed)
+    writeln!(
+        out,
+        "Paths:    {} added, {} removed, {} changed",
+        paths.added, paths.removed, paths.changed
+    )
 }
 
 fn draw_path(out: &mut dyn Write, path: &Path) -> io::Result<()> {
@@ -113,26 +148,47 @@ fn paths(old: &Tree, new: &Tree) -> Vec<Path> {
     let describe = |kind: ChangeKind| match kind {
         ChangeKind::Added => ("added", Vec::new()),
         ChangeKind::Removed => ("removed", Vec::new()),
-        ChangeKind::Changed(aspects) => ("changed", aspects.into_iter().map(|aspect| aspect.name()).collect()),
+        ChangeKind::Changed(aspects) => (
+            "changed",
+            aspects.into_iter().map(|aspect| aspect.name()).collect(),
+        ),
     };
     bedplate_store::diff(old, new)
         .into_iter()
         .map(|change| {
             let path = change.path.to_string();
             let (change, aspects) = describe(change.kind);
-            Path { path, change, aspects }
+            Path {
+                path,
+                change,
+                aspects,
+            }
         })
         .collect()
 }
 
 fn difference(summary: Summary, paths: Option<Vec<Path>>) -> Difference {
     let package = |change| match change {
-        PackageChange::Added { name, version } => Package { name, from: None, to: Some(version) },
-        PackageChange::Removed { name, version } => Package { name, from: Some(version), to: None },
-        PackageChange::Changed { name, from, to } => Package { name, from: Some(from), to: Some(to) },
+        PackageChange::Added { name, version } => Package {
+            name,
+            from: None,
+            to: Some(version),
+        },
+        PackageChange::Removed { name, version } => Package {
+            name,
+            from: Some(version),
+            to: None,
+        },
+        PackageChange::Changed { name, from, to } => Package {
+            name,
+            from: Some(from),
+            to: Some(to),
+        },
     };
     Difference {
-        packages: summary.packages.map(|changes| changes.into_iter().map(package).collect()),
+        packages: summary
+            .packages
+            .map(|changes| changes.into_iter().map(package).collect()),
         kernels_added: summary.kernels.added,
         kernels_removed: summary.kernels.removed,
         bytes: [summary.bytes.0, summary.bytes.1],

@@ -12,7 +12,12 @@ use crate::cli::Digest;
 use crate::context::Context;
 
 pub(super) fn run(digest: &Digest, context: &mut Context<'_>) -> anyhow::Result<Answer> {
-    let attempted = || format!("cannot compute the digest of {}", digest.directory.display());
+    let attempted = || {
+        format!(
+            "cannot compute the digest of {}",
+            digest.directory.display()
+        )
+    };
     let tree = bedplate_store::scan(&digest.directory, &DigestOnly(Algorithm::Sha256), &())
         .with_context(attempted)?;
     let options = Options {

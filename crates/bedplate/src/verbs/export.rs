@@ -24,8 +24,8 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
     };
     match &export.output {
         Some(path) => {
-            let file = File::create(path)
-                .with_context(|| format!("cannot create {}", path.display()))?;
+            let file =
+                File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
             let mut out = BufWriter::with_capacity(BUFFER, file);
             write_tar(&tree, &open, &mut out).with_context(attempted)?;
             out.flush().with_context(attempted)?;

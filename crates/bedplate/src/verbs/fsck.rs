@@ -22,7 +22,11 @@ pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answ
     let report = store
         .fsck(&mut |finding| findings.push(crate::blame::sentence(&finding)))
         .with_context(|| format!("cannot check {}", store.path().display()))?;
-    let answer = if findings.is_empty() { Answer::Yes } else { Answer::Damage };
+    let answer = if findings.is_empty() {
+        Answer::Yes
+    } else {
+        Answer::Damage
+    };
     let out = &mut *context.out;
     if fsck.json {
         let report = Report {

@@ -43,7 +43,11 @@ pub(super) fn run(gc: &Gc, context: &mut Context<'_>) -> anyhow::Result<Answer> 
     writeln!(
         context.out,
         "{} {} items with {}; {} stay",
-        if gc.dry_run { "would remove" } else { "removed" },
+        if gc.dry_run {
+            "would remove"
+        } else {
+            "removed"
+        },
         report.removed.len(),
         bytes(report.freed_bytes()),
         report.kept,

@@ -21,12 +21,17 @@ pub(super) fn run(import: &Import, context: &mut Context<'_>) -> anyhow::Result<
     } else {
         Box::new(File::open(&import.file).with_context(attempted)?)
     };
-    let mut tar = bedplate_transport::decompress_any(BufReader::new(raw)).with_context(attempted)?;
+    let mut tar =
+        bedplate_transport::decompress_any(BufReader::new(raw)).with_context(attempted)?;
     let store = context.writable_store()?;
     let transaction = store.begin().with_context(attempted)?;
     let tree = layer::import(&mut tar, &transaction).with_context(attempted)?;
-    let root = transaction.put_image(&tree, RuleSet::Exact1).with_context(attempted)?;
-    transaction.set_ref(&name, context.target(root)).with_context(attempted)?;
+    let root = transaction
+        .put_image(&tree, RuleSet::Exact1)
+        .with_context(attempted)?;
+    transaction
+        .set_ref(&name, context.target(root))
+        .with_context(attempted)?;
     transaction.commit().with_context(attempted)?;
     if import.json {
         let stored = Stored {

@@ -78,7 +78,9 @@ pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Resul
         entries,
         files,
         architecture: config.as_ref().map(|config| config.architecture.clone()),
-        labels: config.map(|config| config.config.labels).unwrap_or_default(),
+        labels: config
+            .map(|config| config.config.labels)
+            .unwrap_or_default(),
         layers: manifest
             .into_iter()
             .flat_map(|manifest| manifest.layers)
@@ -100,7 +102,10 @@ pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Resul
     writeln!(out, "Root:      {}", image.root_digest)?;
     match image.manifest_digest {
         Some(digest) => writeln!(out, "Manifest:  {digest}")?,
-        None => writeln!(out, "Manifest:  none (the image was not built, pulled or pushed)")?,
+        None => writeln!(
+            out,
+            "Manifest:  none (the image was not built, pulled or pushed)"
+        )?,
     }
     writeln!(out, "Set:       {}", moment(image.created))?;
     writeln!(

@@ -1,7 +1,9 @@
 //! `install`: an image becomes a disk that boots. The plan is printed first.
 
 use anyhow::Context as _;
-use bedplate_deploy::install::{Identifiers, InstallEvent, InstallObserver, InstallOptions, InstallPlan};
+use bedplate_deploy::install::{
+    Identifiers, InstallEvent, InstallObserver, InstallOptions, InstallPlan,
+};
 
 use crate::Answer;
 use crate::cli::{Install, ToDisk};
@@ -15,7 +17,13 @@ pub(super) fn run(install: &Install, context: &mut Context<'_>) -> anyhow::Resul
 }
 
 fn to_disk(arguments: &ToDisk, context: &mut Context<'_>) -> anyhow::Result<Answer> {
-    let attempted = || format!("cannot install {} to {}", arguments.image, arguments.target.display());
+    let attempted = || {
+        format!(
+            "cannot install {} to {}",
+            arguments.image,
+            arguments.target.display()
+        )
+    };
     let store = context.store()?;
     let options = InstallOptions {
         size: arguments.size,
@@ -38,7 +46,9 @@ fn to_disk(arguments: &ToDisk, context: &mut Context<'_>) -> anyhow::Result<Answ
         progress: Progress::new(context.quiet),
     };
     let privileged = rustix::process::geteuid().is_root();
-    let installed = plan.execute(privileged, &mut drawn).with_context(attempted)?;
+    let installed = plan
+        .execute(privileged, &mut drawn)
+        .with_context(attempted)?;
     drawn.progress.finish();
     writeln!(
         context.out,

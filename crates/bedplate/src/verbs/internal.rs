@@ -19,13 +19,19 @@ pub(super) fn run(internal: &Internal, context: &mut Context<'_>) -> anyhow::Res
         Internal::Finalize => {
             let store = context.store()?;
             let machine = Machine::open(&host)?;
-            match machine.finalize(&store).context("cannot finalize what is staged")? {
+            match machine
+                .finalize(&store)
+                .context("cannot finalize what is staged")?
+            {
                 Finalized::Nothing => writeln!(context.out, "nothing is staged")?,
                 Finalized::Waits(id) => writeln!(
                     context.out,
                     "deployment {id} stays staged: what runs is not proven yet"
                 )?,
-                Finalized::Trial { deployment, conflicts } => {
+                Finalized::Trial {
+                    deployment,
+                    conflicts,
+                } => {
                     writeln!(context.out, "deployment {deployment} boots next, on trial")?;
                     for conflict in conflicts {
                         writeln!(context.out, "conflict in /etc: {conflict}")?;
@@ -36,9 +42,17 @@ pub(super) fn run(internal: &Internal, context: &mut Context<'_>) -> anyhow::Res
         Internal::Prove => {
             let store = context.store()?;
             let machine = Machine::open(&host)?;
-            machine.prove(&store).context("cannot prove what was booted")?;
-            machine.publish().context("cannot write the machine's state")?;
-            writeln!(context.out, "deployment {} is proven", machine.booted().deployment)?;
+            machine
+                .prove(&store)
+                .context("cannot prove what was booted")?;
+            machine
+                .publish()
+                .context("cannot write the machine's state")?;
+            writeln!(
+                context.out,
+                "deployment {} is proven",
+                machine.booted().deployment
+            )?;
         }
         Internal::Grow => {
             let root = File::open(layout::SYSROOT).context("cannot open the root")?;

@@ -24,7 +24,11 @@ pub(super) fn run(arguments: &Lint, context: &mut Context<'_>) -> anyhow::Result
     if arguments.list {
         let mut table = Table::new(["LINT", "SEVERITY", "LOOKS FOR"]);
         for lint in LINTS {
-            table.row([lint.name.to_owned(), lint.severity.to_string(), lint.doc.to_owned()]);
+            table.row([
+                lint.name.to_owned(),
+                lint.severity.to_string(),
+                lint.doc.to_owned(),
+            ]);
         }
         table.write(context.out)?;
         return Ok(Answer::Yes);
@@ -35,9 +39,7 @@ pub(super) fn run(arguments: &Lint, context: &mut Context<'_>) -> anyhow::Result
     let (tree, _) = subject.read(context).with_context(attempted)?;
     let check = |kind, files: &dyn Files| lint::lint(&tree, kind, files, &arguments.skip);
     let findings = match &subject {
-        Subject::Directory(path) => {
-            check(lint::Subject::RootDirectory, &DirectoryFiles::new(path))
-        }
+        Subject::Directory(path) => check(lint::Subject::RootDirectory, &DirectoryFiles::new(path)),
         Subject::Image(_) => {
             let store = context.store()?;
             check(lint::Subject::Image, &StoreFiles::new(&store))

@@ -15,7 +15,9 @@ use crate::render::moment;
 pub(super) fn run(ls: &Ls, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
     let image = context.image(&store, &ls.name)?;
-    let tree = store.tree(&image.root).with_context(|| format!("cannot read {}", ls.name))?;
+    let tree = store
+        .tree(&image.root)
+        .with_context(|| format!("cannot read {}", ls.name))?;
     let path = TreePath::try_from(ls.path.as_path())
         .with_context(|| format!("cannot list {} in {}", ls.path.display(), ls.name))?;
     let id = find(&tree, &path, &ls.name.to_string())?;
@@ -50,7 +52,14 @@ pub(super) fn find(tree: &Tree, path: &TreePath, image: &str) -> anyhow::Result<
 }
 
 /// Writes one entry: its name, or in the long form what `ls -l` has, with the time in UTC.
-fn line(out: &mut dyn Write, tree: &Tree, id: NodeId, names: &[u32], name: &str, long: bool) -> io::Result<()> {
+fn line(
+    out: &mut dyn Write,
+    tree: &Tree,
+    id: NodeId,
+    names: &[u32],
+    name: &str,
+    long: bool,
+) -> io::Result<()> {
     let node = tree.node(id);
     if !long {
         return writeln!(out, "{name}");

@@ -14,11 +14,21 @@ use crate::context::Context;
 pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store_as_it_is()?;
     let target = context.image(&store, &arguments.name)?;
-    let attempted = || format!("cannot mount {} at {}", arguments.name, arguments.directory.display());
+    let attempted = || {
+        format!(
+            "cannot mount {} at {}",
+            arguments.name,
+            arguments.directory.display()
+        )
+    };
     let at = arguments.directory.canonicalize().with_context(attempted)?;
     let image = store.image_file(&target.root).with_context(attempted)?;
     let how = ImageMount {
-        verity: if arguments.verity { Verity::Require } else { Verity::Off },
+        verity: if arguments.verity {
+            Verity::Require
+        } else {
+            Verity::Off
+        },
     };
     // Pinned first: a mount whose objects vanish is worse than a pin without a mount.
     let pin = Pin {
@@ -59,7 +69,9 @@ fn apart(
             bedplate_deploy::host::enter_root(Path::new(layout::SYSROOT))?;
             Ok(change()?)
         });
-        changing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        changing
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

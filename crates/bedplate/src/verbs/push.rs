@@ -36,7 +36,13 @@ pub(super) fn run(push: &Push, context: &mut Context<'_>) -> anyhow::Result<Answ
     };
     let progress = Progress::new(context.quiet);
     let pushed = client
-        .push(&store, &push.name, &destination, &options, &TransferProgress::new(&progress))
+        .push(
+            &store,
+            &push.name,
+            &destination,
+            &options,
+            &TransferProgress::new(&progress),
+        )
         .with_context(|| format!("cannot push {} to {destination}", push.name))?;
     progress.finish();
     let out = &mut *context.out;
@@ -62,7 +68,10 @@ pub(super) fn run(push: &Push, context: &mut Context<'_>) -> anyhow::Result<Answ
         pushed.layers
     )?;
     if pushed.remade {
-        writeln!(out, "note: the layers were compressed anew, so the manifest is a new one")?;
+        writeln!(
+            out,
+            "note: the layers were compressed anew, so the manifest is a new one"
+        )?;
     }
     Ok(Answer::Yes)
 }

@@ -15,7 +15,9 @@ pub(super) fn run(arguments: &cli::Status, context: &mut Context<'_>) -> anyhow:
     let now = context.host.now();
     let status = if rustix::process::geteuid().is_root() {
         let host = context.machine()?;
-        Machine::open(&host)?.status().context("cannot read the machine's state")?
+        Machine::open(&host)?
+            .status()
+            .context("cannot read the machine's state")?
     } else {
         // Record and boot partition are root's; everybody else reads what the last change left.
         let host = Host::this_machine(now);
@@ -42,14 +44,31 @@ fn draw(out: &mut dyn Write, status: &Status, now: i64) -> io::Result<()> {
     writeln!(
         out,
         "Trust: image {}, objects {objects}, signature {}",
-        if trust.image { "is the record's" } else { "is NOT the record's" },
-        if trust.signature { "checked" } else { "not asked for" },
+        if trust.image {
+            "is the record's"
+        } else {
+            "is NOT the record's"
+        },
+        if trust.signature {
+            "checked"
+        } else {
+            "not asked for"
+        },
     )?;
     if status.interrupted {
-        writeln!(out, "A change was interrupted; the next boot or change completes or undoes it.")?;
+        writeln!(
+            out,
+            "A change was interrupted; the next boot or change completes or undoes it."
+        )?;
     }
     for bad in &status.bad {
-        writeln!(out, "Bad: {} failed {}: {}", bad.manifest, ago(bad.seen, now), bad.reason)?;
+        writeln!(
+            out,
+            "Bad: {} failed {}: {}",
+            bad.manifest,
+            ago(bad.seen, now),
+            bad.reason
+        )?;
     }
     Ok(())
 }
@@ -77,7 +96,13 @@ fn draw_deployment(
         words.push(format!("{tries} tries left"));
     }
     let marker = if deployment.booted { '*' } else { ' ' };
-    writeln!(out, "{marker} {}  {}  ({})", deployment.id, deployment.title, words.join(", "))?;
+    writeln!(
+        out,
+        "{marker} {}  {}  ({})",
+        deployment.id,
+        deployment.title,
+        words.join(", ")
+    )?;
     let mut line = |name: &str, value: &str| writeln!(out, "    {name:<9} {value}");
     line("image", &deployment.image.to_string())?;
     if let Some(version) = &deployment.version {

@@ -26,7 +26,10 @@ impl Subject {
     }
 
     /// Reads the tree and its packages; the contents of a directory are hashed, not stored.
-    pub(super) fn read(&self, context: &Context<'_>) -> anyhow::Result<(Tree, Option<Vec<Package>>)> {
+    pub(super) fn read(
+        &self,
+        context: &Context<'_>,
+    ) -> anyhow::Result<(Tree, Option<Vec<Package>>)> {
         match self {
             Self::Directory(path) => {
                 let contents = DigestOnly(Algorithm::Sha256);

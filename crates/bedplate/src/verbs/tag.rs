@@ -12,7 +12,9 @@ pub(super) fn tag(tag: &Tag, context: &mut Context<'_>) -> anyhow::Result<Answer
     let attempted = || format!("cannot tag {}", tag.source);
     let transaction = store.begin().with_context(attempted)?;
     for name in &tag.names {
-        transaction.set_ref(&tag_name(name)?, context.set_now(image.clone())).with_context(attempted)?;
+        transaction
+            .set_ref(&tag_name(name)?, context.set_now(image.clone()))
+            .with_context(attempted)?;
     }
     transaction.commit().with_context(attempted)?;
     Ok(Answer::Yes)

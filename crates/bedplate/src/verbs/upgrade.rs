@@ -43,7 +43,13 @@ pub(super) fn upgrade(upgrade: &Upgrade, context: &mut Context<'_>) -> anyhow::R
 pub(super) fn switch(switch: &Switch, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let host = context.machine()?;
     let machine = Machine::open(&host)?;
-    stage(&machine, &switch.name, &switch.remote, &switch.stage, context)
+    stage(
+        &machine,
+        &switch.name,
+        &switch.remote,
+        &switch.stage,
+        context,
+    )
 }
 
 fn stage(
@@ -60,11 +66,13 @@ fn stage(
             .look(name, &PullOptions::new(context.host.now()))
             .with_context(|| format!("cannot look for {name}"))?;
         let record = machine.record()?;
-        let known = record.deployments.iter().any(|deployment| {
-            deployment.manifest == Some(found) && deployment.image == *name
-        });
+        let known = record
+            .deployments
+            .iter()
+            .any(|deployment| deployment.manifest == Some(found) && deployment.image == *name);
         if stage.json {
-            let newer = serde_json::json!({ "image": name, "manifest_digest": found, "newer": !known });
+            let newer =
+                serde_json::json!({ "image": name, "manifest_digest": found, "newer": !known });
             json(context.out, &newer)?;
         } else if known {
             writeln!(context.out, "{name} is what this machine has ({found})")?;
@@ -77,7 +85,12 @@ fn stage(
     // 1. Everything that the image needs is in the store …
     let progress = Progress::new(context.quiet);
     let pulled = client
-        .pull(&store, name, &PullOptions::new(context.host.now()), &TransferProgress::new(&progress))
+        .pull(
+            &store,
+            name,
+            &PullOptions::new(context.host.now()),
+            &TransferProgress::new(&progress),
+        )
         .with_context(|| format!("cannot fetch {name}"))?;
     progress.finish();
     let target = context.image(&store, name)?;
@@ -88,7 +101,9 @@ fn stage(
     };
     // 2. … before it is decided what to do.
     let attempted = || format!("cannot stage {name}");
-    let plan = machine.plan_stage(&store, &staging).with_context(attempted)?;
+    let plan = machine
+        .plan_stage(&store, &staging)
+        .with_context(attempted)?;
     let staged = match &plan {
         Some(_) if !stage.dry_run => {
             let staged = machine.stage(&store, &staging).with_context(attempted)?;
@@ -119,7 +134,10 @@ fn stage(
             Some(plan) => draw_plan(context, plan)?,
         }
         if let Some(id) = &staged {
-            writeln!(context.out, "staged as deployment {id}; it boots at the next reboot")?;
+            writeln!(
+                context.out,
+                "staged as deployment {id}; it boots at the next reboot"
+            )?;
         }
     }
     if stage.apply && staged.is_some() {
@@ -129,7 +147,11 @@ fn stage(
 }
 
 fn draw_plan(context: &mut Context<'_>, plan: &UpgradePlan) -> anyhow::Result<()> {
-    writeln!(context.out, "Version:  {} → {}", plan.from.title, plan.to.title)?;
+    writeln!(
+        context.out,
+        "Version:  {} → {}",
+        plan.from.title, plan.to.title
+    )?;
     draw(context.out, &plan.summary)?;
     if let Some(id) = plan.replaces {
         writeln!(context.out, "the staged deployment {id} is given up for it")?;

@@ -1,3 +1,8 @@
 //! The program as a person types it: a few transcripts for each verb.
 
+mod errors;
+mod kill;
+mod linked;
+mod registry;
 mod sandbox;
+mod trees;

@@ -28,32 +28,61 @@ impl Sandbox {
 
     /// Returns the program with the sandbox's environment and nothing of the tester's.
     pub(crate) fn command(&self) -> Command {
+        self.command_with("store")
+    }
+
+    fn command_with(&self, store: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bedplate"));
         command
             .current_dir(self.dir.path())
             .env_clear()
             .env("HOME", self.dir.path())
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .args(["--store", "store"])
+            .args(["--store", store])
             .stdin(Stdio::null());
         command
     }
 
     /// Runs a command line, split at spaces.
     pub(crate) fn run(&self, line: &str) -> Run {
-        Run::of(self.command().args(line.split_whitespace()).output().unwrap())
+        Run::of(
+            self.command()
+                .args(line.split_whitespace())
+                .output()
+                .unwrap(),
+        )
     }
 
     /// Runs a command line that must succeed, and returns its output without the last newline.
     pub(crate) fn good(&self, line: &str) -> String {
         let run = self.run(line);
-        assert_eq!(run.code, 0, "`{line}` failed:\n{}{}", run.stdout, run.stderr);
+        assert_eq!(
+            run.code, 0,
+            "`{line}` failed:\n{}{}",
+            run.stdout, run.stderr
+        );
         run.stdout.trim_end().to_owned()
     }
 
     /// Runs a command line that must succeed, and returns its JSON document.
     pub(crate) fn json(&self, line: &str) -> serde_json::Value {
         serde_json::from_str(&self.good(line)).unwrap()
+    }
+
+    /// Runs a command line that must succeed with another store, and returns its JSON document.
+    pub(crate) fn json_with(&self, store: &str, line: &str) -> serde_json::Value {
+        let run = Run::of(
+            self.command_with(store)
+                .args(line.split_whitespace())
+                .output()
+                .unwrap(),
+        );
+        assert_eq!(
+            run.code, 0,
+            "`{line}` failed:\n{}{}",
+            run.stdout, run.stderr
+        );
+        serde_json::from_str(&run.stdout).unwrap()
     }
 
     /// Makes a small tree with a file, an empty file, a hard link and a symbolic link.

@@ -1,0 +1,103 @@
+//! serve, push and pull; and podman's family as the other side.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use crate::sandbox::Sandbox;
+
+/// Our own registry on a free port, until it is dropped.
+pub(crate) struct Registry {
+    server: Child,
+    address: String,
+}
+
+impl Registry {
+    pub(crate) fn start(sandbox: &Sandbox) -> Self {
+        let mut server = sandbox
+            .command()
+            .args(["serve", "--listen", "127.0.0.1:0", "--dir", "registry"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line.trim().rsplit("http://").next().unwrap().to_owned();
+        Self { server, address }
+    }
+
+    pub(crate) fn name(&self, repository: &str) -> String {
+        format!("{}/{repository}", self.address)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+fn is_installed(program: &str) -> bool {
+    let found = Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok_and(|run| run.status.success());
+    if !found {
+        eprintln!("{program} is not installed: this part of the test has nothing to compare with");
+    }
+    found
+}
+
+#[test]
+fn what_is_pushed_is_pulled_with_the_same_digests() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    let digest = sandbox.good("commit tree os:v1");
+    let registry = Registry::start(&sandbox);
+    let name = registry.name("team/os:v1");
+    let pushed = sandbox.json(&format!("push --json os:v1 {name}"));
+    let pulled = sandbox.json_with("other", &format!("pull --json {name}"));
+    assert_eq!(pulled["root_digest"], digest);
+    assert_eq!(pulled["manifest_digest"], pushed["manifest_digest"]);
+    let by_digest = format!(
+        "{}@{}",
+        registry.name("team/os"),
+        pushed["manifest_digest"].as_str().unwrap()
+    );
+    assert_eq!(
+        sandbox.json_with("third", &format!("pull --json {by_digest}"))["root_digest"],
+        digest
+    );
+    let missing = sandbox.run(&format!("pull {}", registry.name("team/os:v9")));
+    assert_eq!(missing.code, 2, "{}", missing.stderr);
+}
+
+#[test]
+fn skopeo_copies_what_was_pushed_and_its_copy_pulls_as_the_same_image() {
+    if !is_installed("skopeo") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    let digest = sandbox.good("commit tree os:v1");
+    let registry = Registry::start(&sandbox);
+    sandbox.good(&format!("push os:v1 {}", registry.name("os:v1")));
+    let copy = Command::new("skopeo")
+        .args(["copy", "--src-tls-verify=false", "--dest-tls-verify=false"])
+        .arg(format!("docker://{}", registry.name("os:v1")))
+        .arg(format!("docker://{}", registry.name("copy:v1")))
+        .output()
+        .unwrap();
+    assert!(
+        copy.status.success(),
+        "{}",
+        String::from_utf8_lossy(&copy.stderr)
+    );
+    let pulled = sandbox.json_with(
+        "other",
+        &format!("pull --json {}", registry.name("copy:v1")),
+    );
+    assert_eq!(pulled["root_digest"], digest);
+}

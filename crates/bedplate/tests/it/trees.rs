@@ -1,0 +1,171 @@
+//! Trees in the store: commit, checkout, import, export, digest, tag, images, ls, cat, diff, gc, fsck.
+
+use crate::sandbox::{Sandbox, listing};
+
+#[test]
+fn a_commit_prints_the_digest_that_digest_prints() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    let digest = sandbox.good("digest tree");
+    assert!(digest.starts_with("exact-1/v1-sha256-12:"), "{digest}");
+    assert_eq!(sandbox.good("commit tree os:v1"), digest);
+    assert_eq!(sandbox.json("inspect --json os:v1")["root_digest"], digest);
+    assert!(sandbox.json("inspect --json os:v1")["manifest_digest"].is_null());
+}
+
+#[test]
+fn broken_hard_links_give_the_bare_digest_of_mkcomposefs() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    let bare = sandbox.good("digest --break-hardlinks tree");
+    assert_eq!(bare.len(), 64);
+    assert!(
+        !sandbox.good("digest tree").ends_with(&bare),
+        "the tree has a hard link"
+    );
+    assert_ne!(
+        sandbox.good("digest --break-hardlinks --format-version 0 tree"),
+        bare
+    );
+}
+
+#[test]
+fn a_checkout_is_the_committed_directory() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    sandbox.good("checkout os:v1 copy");
+    assert_eq!(listing(&sandbox.path("copy")), listing(&tree));
+    assert_eq!(sandbox.good("digest copy"), sandbox.good("digest tree"));
+    let again = sandbox.run("checkout os:v1 copy");
+    assert_eq!(again.code, 2, "{}", again.stderr);
+}
+
+#[test]
+fn an_export_imports_as_the_same_image() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    let digest = sandbox.good("commit tree os:v1");
+    sandbox.good("export os:v1 -o os.tar");
+    assert_eq!(sandbox.good("import os.tar os:v2"), digest);
+    std::process::Command::new("gzip")
+        .arg(sandbox.path("os.tar"))
+        .status()
+        .unwrap();
+    assert_eq!(sandbox.good("import os.tar.gz os:v3"), digest);
+}
+
+#[test]
+fn names_come_and_go_and_gc_takes_what_nothing_names() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    sandbox.good("tag os:v1 os:stable team/os:v1");
+    let names: Vec<String> = sandbox
+        .json("images --json")
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|image| image["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "localhost/os:stable",
+            "localhost/os:v1",
+            "localhost/team/os:v1"
+        ]
+    );
+    sandbox.good("untag os:v1 os:stable");
+    assert_eq!(sandbox.json("gc --json")["removed"], 0);
+    sandbox.good("untag team/os:v1");
+    let would = sandbox.json("gc --dry-run --json");
+    assert_eq!(sandbox.json("gc --json")["removed"], would["removed"]);
+    assert_eq!(would["removed"], 2, "one object and one image");
+    assert_eq!(sandbox.json("fsck --json")["items"], 0);
+}
+
+#[test]
+fn an_image_is_looked_at_without_a_mount() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    assert_eq!(sandbox.good("ls os:v1"), "bin\netc\nusr");
+    assert_eq!(sandbox.good("ls os:v1 usr/bin"), "alias\ntool");
+    assert!(sandbox.good("ls -l os:v1 /").contains(" bin -> usr/bin"));
+    assert_eq!(sandbox.good("cat os:v1 /etc/motd"), "welcome");
+    assert_eq!(sandbox.good("cat os:v1 usr/bin/tool").len(), 100_000);
+}
+
+#[test]
+fn a_diff_shows_packages_first_and_paths_when_asked() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    let status = |version: &str| {
+        format!(
+            "Package: hello\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\nDescription: a program that greets the whole world\n\n"
+        )
+    };
+    let database = tree.join("var/lib/dpkg");
+    std::fs::create_dir_all(&database).unwrap();
+    std::fs::write(database.join("status"), status("1.0-1")).unwrap();
+    sandbox.good("commit tree os:v1");
+    std::fs::write(database.join("status"), status("1.0-2")).unwrap();
+    std::fs::write(tree.join("etc/new"), "new").unwrap();
+    sandbox.good("commit tree os:v2");
+
+    let text = sandbox.good("diff os:v1 os:v2");
+    assert!(
+        text.starts_with("Packages: 1 changed, 0 added, 0 removed\n  ~ hello 1.0-1 → 1.0-2\n"),
+        "{text}"
+    );
+    assert!(!text.contains("/etc/new"));
+    let text = sandbox.good("diff --files os:v1 os:v2");
+    assert!(text.contains("+ /etc/new"), "{text}");
+    assert!(
+        text.contains("~ /var/lib/dpkg/status (content, time)"),
+        "{text}"
+    );
+    // A directory is compared as well as an image.
+    assert_eq!(
+        sandbox.json("diff --json os:v1 ./tree")["packages"],
+        sandbox.json("diff --json os:v1 os:v2")["packages"]
+    );
+}
+
+#[test]
+fn fsck_names_a_damaged_object_and_cat_does_not_print_it() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let objects = sandbox.path("store/objects");
+    let object = walk(&objects).pop().unwrap();
+    let mut bytes = std::fs::read(&object).unwrap();
+    bytes[50_000] ^= 1;
+    std::fs::remove_file(&object).unwrap();
+    std::fs::write(&object, bytes).unwrap();
+    let fsck = sandbox.run("fsck");
+    assert_eq!(fsck.code, 5);
+    assert!(fsck.stdout.contains("is damaged"), "{}", fsck.stdout);
+    let cat = sandbox.run("cat os:v1 /usr/bin/tool");
+    assert_eq!(cat.code, 5, "{}", cat.stderr);
+    assert!(
+        cat.stderr.contains("hint: `bedplate fsck`"),
+        "{}",
+        cat.stderr
+    );
+}
+
+fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    std::fs::read_dir(directory)
+        .unwrap()
+        .flat_map(|entry| {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
+}
