@@ -243,6 +243,10 @@ impl Contents for Named {
 }
 
 /// Returns what opens the contents of files for a tar; each is checked while it is read.
+#[expect(
+    clippy::elidable_lifetime_names,
+    reason = "elided, it would mean the content's lifetime inside the signature of `Fn`"
+)]
 pub(crate) fn contents_of<'a>(
     store: &'a Store,
 ) -> impl Fn(&FileContent) -> io::Result<Box<dyn Read + 'a>> + 'a {

@@ -89,6 +89,9 @@ pub struct Pulled {
     pub bytes_fetched: u64,
 }
 
+/// What came of one layer, by its position.
+type Outcome = (usize, Result<(Layer, u64), PullError>);
+
 impl Client {
     /// Asks a registry which manifest a name has now, and fetches nothing else.
     pub fn look(&self, image: &ImageName, options: &PullOptions) -> Result<Sha256, PullError> {
@@ -307,7 +310,7 @@ impl Ingest<'_> {
         });
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
-        let done: Mutex<Vec<(usize, Result<(Layer, u64), PullError>)>> = Mutex::default();
+        let done: Mutex<Vec<Outcome>> = Mutex::default();
         std::thread::scope(|scope| {
             for _ in 0..self.options.jobs.get().min(blobs.len()) {
                 scope.spawn(|| {

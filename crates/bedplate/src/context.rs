@@ -127,20 +127,6 @@ impl<'a> Context<'a> {
         Ok(Client::new(options)?)
     }
 
-    /// Finds an image by its name, or says that the store has none.
-    pub(crate) fn image(&self, store: &Store, name: &ImageName) -> anyhow::Result<RefTarget> {
-        let found = store
-            .resolve(name)
-            .with_context(|| format!("cannot look up {name}"))?;
-        found.ok_or_else(|| {
-            Refusal::usage(
-                format!("the store has no image {name}"),
-                "`bedplate images` lists what there is; `bedplate pull` fetches from a registry",
-            )
-            .into()
-        })
-    }
-
     /// Returns the target of a new ref to an image that has no manifest yet.
     pub(crate) fn target(&self, root: RootDigest) -> RefTarget {
         RefTarget {
@@ -160,6 +146,20 @@ impl<'a> Context<'a> {
             ..target
         }
     }
+}
+
+/// Finds an image by its name, or says that the store has none.
+pub(crate) fn find_image(store: &Store, name: &ImageName) -> anyhow::Result<RefTarget> {
+    let found = store
+        .resolve(name)
+        .with_context(|| format!("cannot look up {name}"))?;
+    found.ok_or_else(|| {
+        Refusal::usage(
+            format!("the store has no image {name}"),
+            "`bedplate images` lists what there is; `bedplate pull` fetches from a registry",
+        )
+        .into()
+    })
 }
 
 /// Checks that a name can be given: a digest is found out, not chosen.

@@ -48,6 +48,10 @@ impl Host {
     }
 
     /// Returns whether this program runs on a machine that Bedplate booted.
+    #[expect(
+        clippy::unused_self,
+        reason = "the host is a value, also where it is the only one"
+    )]
     pub(crate) fn is_machine(&self) -> bool {
         Path::new(layout::BOOTED).exists()
     }

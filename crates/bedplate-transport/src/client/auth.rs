@@ -284,12 +284,11 @@ fn challenges(value: &str) -> Vec<(String, Parameters)> {
             continue;
         };
         let after = after.trim_start();
-        let (value, after) = match after.strip_prefix('"') {
-            Some(quoted) => quoted_value(quoted),
-            None => {
-                let end = after.find([' ', '\t', ',']).unwrap_or(after.len());
-                (after[..end].to_owned(), &after[end..])
-            }
+        let (value, after) = if let Some(quoted) = after.strip_prefix('"') {
+            quoted_value(quoted)
+        } else {
+            let end = after.find([' ', '\t', ',']).unwrap_or(after.len());
+            (after[..end].to_owned(), &after[end..])
         };
         if let Some((_, parameters)) = found.last_mut() {
             parameters.push((word.to_owned(), value));

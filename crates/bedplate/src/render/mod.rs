@@ -19,6 +19,10 @@ pub(crate) fn bytes(length: u64) -> String {
     if length < 1000 {
         return format!("{length} B");
     }
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "one digit after the point is shown"
+    )]
     let mut value = length as f64 / 1000.0;
     let mut unit = 0;
     while value >= 999.95 && unit + 1 < UNITS.len() {

@@ -55,7 +55,7 @@ impl Progress {
         let entries = self.entries.fetch_add(1, Ordering::Relaxed) + 1;
         let total = self.bytes.fetch_add(length, Ordering::Relaxed) + length;
         // Drawing is cheap, formatting for every file is not.
-        if entries % 256 == 0 {
+        if entries.is_multiple_of(256) {
             self.say(format!("{entries} entries, {}", bytes(total)));
         }
     }

@@ -9,11 +9,11 @@ use super::ls::find;
 use crate::Answer;
 use crate::blame::Refusal;
 use crate::cli::Cat;
-use crate::context::Context;
+use crate::context::{Context, find_image};
 
 pub(super) fn run(cat: &Cat, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let image = context.image(&store, &cat.name)?;
+    let image = find_image(&store, &cat.name)?;
     let tree = store
         .tree(&image.root)
         .with_context(|| format!("cannot read {}", cat.name))?;

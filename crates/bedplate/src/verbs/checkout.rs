@@ -5,11 +5,11 @@ use bedplate_store::CheckoutOptions;
 
 use crate::Answer;
 use crate::cli::Checkout;
-use crate::context::Context;
+use crate::context::{Context, find_image};
 
 pub(super) fn run(checkout: &Checkout, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let target = context.image(&store, &checkout.name)?;
+    let target = find_image(&store, &checkout.name)?;
     let attempted = || format!("cannot check out {}", checkout.name);
     let tree = store.tree(&target.root).with_context(attempted)?;
     bedplate_store::checkout(

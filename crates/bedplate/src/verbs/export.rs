@@ -9,11 +9,11 @@ use bedplate_store::layer::write_tar;
 use crate::Answer;
 use crate::blame::Refusal;
 use crate::cli::Export;
-use crate::context::Context;
+use crate::context::{Context, find_image};
 
 pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let target = context.image(&store, &export.name)?;
+    let target = find_image(&store, &export.name)?;
     let attempted = || format!("cannot export {}", export.name);
     let tree = store.tree(&target.root).with_context(attempted)?;
     let open = |content: &_| -> io::Result<Box<dyn io::Read + '_>> {

@@ -29,14 +29,13 @@ pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<
     let mut sizes: HashMap<RootDigest, u64> = HashMap::new();
     let mut list = Vec::new();
     for (name, target) in refs {
-        let size = match sizes.get(&target.root) {
-            Some(size) => *size,
-            None => {
-                let tree = store
-                    .tree(&target.root)
-                    .with_context(|| format!("cannot read {name}"))?;
-                *sizes.entry(target.root).or_insert_with(|| size(&tree))
-            }
+        let size = if let Some(size) = sizes.get(&target.root) {
+            *size
+        } else {
+            let tree = store
+                .tree(&target.root)
+                .with_context(|| format!("cannot read {name}"))?;
+            *sizes.entry(target.root).or_insert(size(&tree))
         };
         list.push(Image {
             name: name.to_string(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::Answer;
 use crate::cli::Inspect;
-use crate::context::Context;
+use crate::context::{Context, find_image};
 use crate::render::{bytes, json, moment};
 
 /// An image, for programs.
@@ -43,7 +43,7 @@ struct Layer {
 
 pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let target = context.image(&store, &inspect.name)?;
+    let target = find_image(&store, &inspect.name)?;
     let attempted = || format!("cannot inspect {}", inspect.name);
     let tree = store.tree(&target.root).with_context(attempted)?;
     let (mut entries, mut files) = (0, 0);

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::Answer;
 use crate::cli::Log;
-use crate::context::Context;
+use crate::context::{Context, find_image};
 use crate::render::{json, moment};
 
 /// How an image came to be, for programs.
@@ -23,7 +23,7 @@ struct History {
 
 pub(super) fn run(log: &Log, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let target = context.image(&store, &log.name)?;
+    let target = find_image(&store, &log.name)?;
     let attempted = || format!("cannot read the history of {}", log.name);
     let mut steps = match &target.config {
         Some(digest) => {

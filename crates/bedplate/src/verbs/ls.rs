@@ -9,12 +9,12 @@ use bedplate_model::{Content, NodeId, Tree, TreePath};
 use crate::Answer;
 use crate::blame::{Blame, Refusal};
 use crate::cli::Ls;
-use crate::context::Context;
+use crate::context::{Context, find_image};
 use crate::render::moment;
 
 pub(super) fn run(ls: &Ls, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let image = context.image(&store, &ls.name)?;
+    let image = find_image(&store, &ls.name)?;
     let tree = store
         .tree(&image.root)
         .with_context(|| format!("cannot read {}", ls.name))?;

@@ -9,11 +9,11 @@ use bedplate_sys::mount::{self, ImageMount, Unmount, Verity};
 
 use crate::Answer;
 use crate::cli::{Mount, Umount};
-use crate::context::Context;
+use crate::context::{Context, find_image};
 
 pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store_as_it_is()?;
-    let target = context.image(&store, &arguments.name)?;
+    let target = find_image(&store, &arguments.name)?;
     let attempted = || {
         format!(
             "cannot mount {} at {}",

@@ -7,7 +7,7 @@ use bedplate_model::{Algorithm, ImageName, Tree};
 use bedplate_store::DigestOnly;
 use bedplate_store::diff::{Package, packages, packages_of_directory};
 
-use crate::context::Context;
+use crate::context::{Context, find_image};
 
 /// An image or a directory.
 pub(super) enum Subject {
@@ -39,7 +39,7 @@ impl Subject {
             }
             Self::Image(name) => {
                 let store = context.store()?;
-                let target = context.image(&store, name)?;
+                let target = find_image(&store, name)?;
                 let tree = store
                     .tree(&target.root)
                     .with_context(|| format!("cannot read {name}"))?;

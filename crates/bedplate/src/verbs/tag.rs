@@ -4,11 +4,11 @@ use anyhow::Context as _;
 
 use crate::Answer;
 use crate::cli::{Tag, Untag};
-use crate::context::{Context, tag_name};
+use crate::context::{Context, find_image, tag_name};
 
 pub(super) fn tag(tag: &Tag, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let image = context.image(&store, &tag.source)?;
+    let image = find_image(&store, &tag.source)?;
     let attempted = || format!("cannot tag {}", tag.source);
     let transaction = store.begin().with_context(attempted)?;
     for name in &tag.names {
@@ -24,7 +24,7 @@ pub(super) fn untag(untag: &Untag, context: &mut Context<'_>) -> anyhow::Result<
     let store = context.store()?;
     for name in &untag.names {
         // Only what is there can be taken away; a typing error must not pass for success.
-        context.image(&store, name)?;
+        find_image(&store, name)?;
     }
     let attempted = || "cannot untag".to_owned();
     let transaction = store.begin().with_context(attempted)?;

@@ -11,7 +11,7 @@ use super::diff::draw;
 use crate::Answer;
 use crate::blame::{Blame, Refusal};
 use crate::cli::{Remote, Stage, Switch, Upgrade};
-use crate::context::Context;
+use crate::context::{Context, find_image};
 use crate::render::json;
 use crate::render::progress::{Progress, TransferProgress};
 
@@ -93,7 +93,7 @@ fn stage(
         )
         .with_context(|| format!("cannot fetch {name}"))?;
     progress.finish();
-    let target = context.image(&store, name)?;
+    let target = find_image(&store, name)?;
     let staging = Staging {
         image: name,
         target: &target,

@@ -39,13 +39,14 @@ impl Drop for Registry {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a part that is left out says so")]
 fn is_installed(program: &str) -> bool {
     let found = Command::new(program)
         .arg("--version")
         .output()
         .is_ok_and(|run| run.status.success());
     if !found {
-        eprintln!("{program} is not installed: this part of the test has nothing to compare with");
+        println!("{program} is not installed: this part of the test has nothing to compare with");
     }
     found
 }
