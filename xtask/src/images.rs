@@ -32,8 +32,11 @@ const RELEASE: &str = "bookworm";
 const PACKAGES: &str = "systemd,systemd-sysv,systemd-boot-efi,linux-image-cloud-amd64,openssh-server,\
      python3,ca-certificates,udev,dbus,iproute2,e2fsprogs,kmod,passwd,procps";
 
-/// What version 2 holds more: programs, and with chrony a service with a user of its own.
-const MORE_PACKAGES: &str = "htop,tmux,jq,chrony";
+/// What version 2 holds more: programs, and with chrony a service with a user of its own. Installed after
+/// the rest, so that both versions count system users the same way: an image that renumbers its users
+/// conflicts with the /etc of every machine that has them.
+const MORE_PACKAGES: &str = r#"chroot "$1" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install --yes --quiet --no-install-recommends htop tmux jq chrony"#;
 
 /// What no tree needs to have on a machine. The last one would build an initramfs that `build` replaces.
 const LEFT_OUT: [&str; 6] = [
@@ -151,8 +154,9 @@ impl Recipe {
     }
 
     fn second(mirrors: &Mirrors, key: &KeyPair) -> Result<Self> {
-        let mut arguments = common(&format!("{PACKAGES},{MORE_PACKAGES}"));
+        let mut arguments = common(PACKAGES);
         arguments.push(format!("--setup-hook={PREFER_BACKPORTS}"));
+        arguments.push(format!("--customize-hook={MORE_PACKAGES}"));
         arguments.push(customize(2, key)?);
         let mut sources = newest(mirrors);
         let backports = format!("{RELEASE}-backports");

@@ -326,7 +326,7 @@ impl Stage {
         check_booted(narrator, machine, second)?;
         check_survived(narrator, machine)?;
         narrator.guest(machine, "htop --version && jq --version")?;
-        narrator.guest(machine, "grep -E '^(anna|_chrony):' /etc/passwd")?;
+        narrator.guest(machine, "getent passwd anna _chrony")?;
         narrator.fact("a user added here and a user that version 2 brought: both are there");
 
         narrator.step("Roll back");
@@ -364,6 +364,13 @@ fn check_booted(narrator: &mut Narrator, machine: &mut Machine, version: &Versio
             root == version.root,
             "status says that {root} is booted, not {}",
             version.root
+        );
+        ensure!(
+            booted["etc_conflicts"]
+                .as_array()
+                .is_some_and(Vec::is_empty),
+            "merging /etc had conflicts: {:#}",
+            booted["etc_conflicts"]
         );
         if text(booted, "state")? == "proven" {
             break;
