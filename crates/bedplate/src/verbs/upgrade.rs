@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use bedplate_deploy::stage::UpgradePlan;
 use bedplate_deploy::{Machine, Staged, Staging};
 use bedplate_model::ImageName;
+use bedplate_model::record::Deployment;
 use bedplate_transport::PullOptions;
 use serde::Serialize;
 
@@ -147,10 +148,15 @@ fn stage(
 }
 
 fn draw_plan(context: &mut Context<'_>, plan: &UpgradePlan) -> anyhow::Result<()> {
+    let named = |deployment: &Deployment| match &deployment.version {
+        Some(version) => format!("{} {version}", deployment.title),
+        None => deployment.title.clone(),
+    };
     writeln!(
         context.out,
         "Version:  {} → {}",
-        plan.from.title, plan.to.title
+        named(&plan.from),
+        named(&plan.to)
     )?;
     draw(context.out, &plan.summary)?;
     if let Some(id) = plan.replaces {
