@@ -41,6 +41,7 @@ enum Answer {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let host = Host::observe();
+    raise_open_files();
     let mut out = BufWriter::new(io::stdout().lock());
     let result = {
         let mut context = Context::new(&cli, &host, &mut out);
@@ -62,6 +63,19 @@ fn main() -> ExitCode {
             blame::report(&error, &mut io::stderr().lock())
         }
     }
+}
+
+/// Permits as many open files as the system lets this process have: a scan holds one for each level of
+/// the directories that it is in, and shells hand out 1024.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    // Where it is refused, the limit that was there holds, and deep directories fail with its error.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

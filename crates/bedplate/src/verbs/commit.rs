@@ -1,7 +1,8 @@
 //! `commit`: stores a directory as an image, exactly as it lies on the disk.
 
 use anyhow::Context as _;
-use bedplate_model::RuleSet;
+use bedplate_model::{ImageName, RootDigest, RuleSet, Tree};
+use bedplate_store::Transaction;
 use serde::Serialize;
 
 use crate::Answer;
@@ -12,9 +13,9 @@ use crate::render::progress::Progress;
 
 /// What was stored, for programs.
 #[derive(Serialize)]
-pub(super) struct Stored {
-    pub(super) name: String,
-    pub(super) root_digest: String,
+struct Stored {
+    name: String,
+    root_digest: String,
 }
 
 pub(super) fn run(commit: &Commit, context: &mut Context<'_>) -> anyhow::Result<Answer> {
@@ -25,15 +26,32 @@ pub(super) fn run(commit: &Commit, context: &mut Context<'_>) -> anyhow::Result<
     let progress = Progress::new(context.quiet);
     let tree =
         bedplate_store::scan(&commit.directory, &transaction, &progress).with_context(attempted)?;
-    let root = transaction
-        .put_image(&tree, RuleSet::Exact1)
-        .with_context(attempted)?;
-    transaction
-        .set_ref(&name, context.target(root))
-        .with_context(attempted)?;
-    transaction.commit().with_context(attempted)?;
+    let root = name_tree(transaction, &tree, &name, context).with_context(attempted)?;
     progress.finish();
-    if commit.json {
+    draw(&name, root, commit.json, context)
+}
+
+/// Makes an image of a tree whose contents are in a transaction, and names and commits it.
+pub(super) fn name_tree(
+    transaction: Transaction<'_>,
+    tree: &Tree,
+    name: &ImageName,
+    context: &Context<'_>,
+) -> anyhow::Result<RootDigest> {
+    let root = transaction.put_image(tree, RuleSet::Exact1)?;
+    transaction.set_ref(name, context.target(root))?;
+    transaction.commit()?;
+    Ok(root)
+}
+
+/// Says what was stored.
+pub(super) fn draw(
+    name: &ImageName,
+    root: RootDigest,
+    as_json: bool,
+    context: &mut Context<'_>,
+) -> anyhow::Result<Answer> {
+    if as_json {
         let stored = Stored {
             name: name.to_string(),
             root_digest: root.to_string(),

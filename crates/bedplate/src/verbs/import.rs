@@ -4,14 +4,12 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 
 use anyhow::Context as _;
-use bedplate_model::RuleSet;
 use bedplate_store::layer;
 
-use super::commit::Stored;
+use super::commit::{draw, name_tree};
 use crate::Answer;
 use crate::cli::Import;
 use crate::context::{Context, tag_name};
-use crate::render::json;
 
 pub(super) fn run(import: &Import, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let name = tag_name(&import.name)?;
@@ -26,21 +24,6 @@ pub(super) fn run(import: &Import, context: &mut Context<'_>) -> anyhow::Result<
     let store = context.writable_store()?;
     let transaction = store.begin().with_context(attempted)?;
     let tree = layer::import(&mut tar, &transaction).with_context(attempted)?;
-    let root = transaction
-        .put_image(&tree, RuleSet::Exact1)
-        .with_context(attempted)?;
-    transaction
-        .set_ref(&name, context.target(root))
-        .with_context(attempted)?;
-    transaction.commit().with_context(attempted)?;
-    if import.json {
-        let stored = Stored {
-            name: name.to_string(),
-            root_digest: root.to_string(),
-        };
-        json(context.out, &stored)?;
-    } else {
-        writeln!(context.out, "{root}")?;
-    }
-    Ok(Answer::Yes)
+    let root = name_tree(transaction, &tree, &name, context).with_context(attempted)?;
+    draw(&name, root, import.json, context)
 }

@@ -111,17 +111,15 @@ impl Run {
 
 /// Lists what is below a directory, so that two can be compared by eye when they differ.
 pub(crate) fn listing(root: &Path) -> String {
+    // The size of a directory is its file system's business.
     let output = Command::new("find")
         .arg(root)
+        .args(["-type", "d", "-printf", "%P %y %m %U:%G %n %T@\\n", "-o"])
         .args(["-printf", "%P %y %m %U:%G %s %n %T@ %l\\n"])
         .output()
         .unwrap();
-    let mut lines: Vec<_> = String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        // The size of a directory is its file system's business.
-        .map(|line| line.to_owned())
-        .collect();
-    lines.sort();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort_unstable();
     lines.join("\n")
 }

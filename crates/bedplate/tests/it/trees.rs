@@ -156,6 +156,34 @@ fn fsck_names_a_damaged_object_and_cat_does_not_print_it() {
     );
 }
 
+#[test]
+fn a_mounted_image_is_the_committed_directory_and_gc_leaves_it_alone() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not root: nothing can be mounted");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    std::fs::create_dir(sandbox.path("at")).unwrap();
+    sandbox.good("mount os:v1 at");
+    assert_eq!(listing(&sandbox.path("at")), listing(&tree));
+    let contents = std::fs::read(sandbox.path("at/usr/bin/tool")).unwrap();
+    assert_eq!(contents, vec![b'x'; 100_000]);
+    assert!(
+        std::fs::write(sandbox.path("at/new"), "").is_err(),
+        "it is read-only"
+    );
+    sandbox.good("untag os:v1");
+    assert_eq!(
+        sandbox.json("gc --json")["removed"],
+        0,
+        "the mount holds its image"
+    );
+    sandbox.good("umount at");
+    assert_eq!(sandbox.json("gc --json")["removed"], 2);
+}
+
 fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     std::fs::read_dir(directory)
         .unwrap()
