@@ -155,7 +155,7 @@ fn header(tree: &Path, times: usize) -> Result<String> {
             .ok()
             .and_then(|text| {
                 let found = text.lines().find(|candidate| candidate.contains(line))?;
-                Some(found.trim().trim_matches(['\'', '"']).to_owned())
+                Some(found.trim().replace(['\'', '"'], ""))
             })
             .unwrap_or_else(|| "unknown".to_owned())
     };
