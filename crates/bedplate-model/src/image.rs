@@ -65,6 +65,16 @@ impl ImageName {
         }
     }
 
+    /// Returns the image of the same repository with a digest, whatever tags it has.
+    #[must_use]
+    pub fn by_digest(&self, digest: Sha256) -> Self {
+        Self {
+            digest: Some(digest),
+            tag: None,
+            ..self.clone()
+        }
+    }
+
     /// Returns the same name without its digest: what a tag is kept under.
     #[must_use]
     pub fn without_digest(&self) -> Self {

@@ -24,6 +24,9 @@ pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.lis
 /// The annotation of a manifest that says which root digest its layers give, and by which rule set:
 /// who pulls the image flattens by those rules and refuses another result.
 pub const ANNOTATION_ROOT: &str = "dev.bedplate.root";
+/// The annotation of a manifest that says for which config [`ANNOTATION_ROOT`] holds. Tools that derive
+/// an image copy annotations along; with another config, the root digest is the base's, and void.
+pub const ANNOTATION_CONFIG: &str = "dev.bedplate.config";
 /// The annotation of a layer that says how its compressed bytes are made again: `zstd-3`, `gzip-6`.
 pub const ANNOTATION_COMPRESSION: &str = "dev.bedplate.compression";
 /// The label of a config that marks a bootable image (bootc's contract).

@@ -29,10 +29,20 @@ pub(crate) fn reader<'a>(
 }
 
 /// Returns what a file or stream holds, whatever it is compressed with: its first bytes tell.
+///
+/// An empty one is refused: it is what is left of a command that failed.
 pub fn decompress_any<'a>(
     mut source: impl BufRead + Send + 'a,
 ) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let unsupported = |name| {
+        let text =
+            format!("it is compressed with {name}, which is not supported (gzip and zstd are)");
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    };
     let compression = match source.fill_buf()? {
+        [] => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is empty")),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => return unsupported("xz"),
+        [b'B', b'Z', b'h', ..] => return unsupported("bzip2"),
         [0x1f, 0x8b, ..] => Compression::Gzip,
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
         _ => Compression::None,

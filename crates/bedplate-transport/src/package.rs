@@ -14,8 +14,8 @@ use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 
 use bedplate_model::oci::{
-    ANNOTATION_COMPRESSION, ANNOTATION_ROOT, Config, Descriptor, History, Manifest, OCI_CONFIG,
-    OCI_MANIFEST, RootFs, RunConfig,
+    ANNOTATION_COMPRESSION, ANNOTATION_CONFIG, ANNOTATION_ROOT, Config, Descriptor, History,
+    Manifest, OCI_CONFIG, OCI_MANIFEST, RootFs, RunConfig,
 };
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{Algorithm, FileContent, NodeId, RootDigest, Sha256, Tree};
@@ -105,6 +105,7 @@ pub fn package(
     let config = transaction.put_blob(&config_bytes)?;
     let mut annotations = options.annotations.clone();
     annotations.insert(ANNOTATION_ROOT.into(), root.to_string());
+    annotations.insert(ANNOTATION_CONFIG.into(), config.to_string());
     let manifest = Manifest {
         schema_version: 2,
         media_type: Some(OCI_MANIFEST.into()),

@@ -18,8 +18,8 @@ use std::sync::{Mutex, PoisonError};
 
 use bedplate_model::format::Shown;
 use bedplate_model::oci::{
-    ANNOTATION_ROOT, Compression, Config, DOCUMENT_MAX, Descriptor, Document, DocumentError,
-    Manifest,
+    ANNOTATION_CONFIG, ANNOTATION_ROOT, Compression, Config, DOCUMENT_MAX, Descriptor, Document,
+    DocumentError, Manifest,
 };
 use bedplate_model::{ImageName, RootDigest, RuleSet, Sha256};
 use bedplate_store::layer::{self, FlattenError, Layer, LayerError};
@@ -169,12 +169,12 @@ impl Client {
     }
 }
 
-/// Returns the name that a pulled image is kept under: its tag where it has one.
+/// Returns the name that a pulled image is kept under: its digest where it was asked for by that, for the
+/// registry's tag may be another image; otherwise its tag.
 fn ref_name(image: &ImageName) -> ImageName {
-    if image.tag().is_some() {
-        image.without_digest()
-    } else {
-        image.clone()
+    match image.digest() {
+        Some(digest) => image.by_digest(digest),
+        None => image.clone(),
     }
 }
 
@@ -271,6 +271,10 @@ fn already_here(
 }
 
 fn announced_root(manifest: &Manifest) -> Result<Option<RootDigest>, PullError> {
+    let own_config = manifest.config.digest.to_string();
+    if manifest.annotations.get(ANNOTATION_CONFIG) != Some(&own_config) {
+        return Ok(None);
+    }
     manifest
         .annotations
         .get(ANNOTATION_ROOT)

@@ -581,7 +581,7 @@ impl Remote {
 
 /// Finds out, once for each registry, whether it speaks TLS.
 async fn scheme(shared: &Shared, place: &Place) -> Result<&'static str, RegistryError> {
-    if !Shared::may_be_plain(place) {
+    if !shared.may_be_plain(place) {
         return Ok("https");
     }
     let known = |shared: &Shared| {

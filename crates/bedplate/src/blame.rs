@@ -300,9 +300,10 @@ fn of_io(error: &io::Error) -> (Blame, Option<String>) {
             Blame::Host,
             Some("another user owns it, or it needs root".into()),
         ),
+        io::ErrorKind::Unsupported | io::ErrorKind::UnexpectedEof => (Blame::Usage, None),
         _ => (Blame::Host, None),
     }
 }
 
-const DAMAGE_HINT: &str =
-    "`bedplate fsck` lists all damage; pull or build the image again to replace it";
+const DAMAGE_HINT: &str = "`bedplate fsck` lists all damage; untag the images that need it, run \
+    `bedplate gc`, and pull or build them again";

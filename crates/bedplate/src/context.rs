@@ -1,6 +1,7 @@
 //! What every verb works with: the store, the clock, where output goes.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -57,8 +58,8 @@ impl<'a> Context<'a> {
         Store::open(&path).with_context(|| format!("cannot open the store {}", path.display()))
     }
 
-    /// Opens the machine that this program runs on, for verbs that change it.
-    pub(crate) fn machine(&self) -> anyhow::Result<bedplate_deploy::Host> {
+    /// Refuses to go on where there is no machine of ours.
+    pub(crate) fn require_machine(&self) -> anyhow::Result<()> {
         if !self.host.is_machine() {
             return Err(Refusal {
                 blame: Blame::Usage,
@@ -67,6 +68,12 @@ impl<'a> Context<'a> {
             }
             .into());
         }
+        Ok(())
+    }
+
+    /// Opens the machine that this program runs on, for verbs that change it.
+    pub(crate) fn machine(&self) -> anyhow::Result<bedplate_deploy::Host> {
+        self.require_machine()?;
         if !rustix::process::geteuid().is_root() {
             return Err(Refusal {
                 blame: Blame::Host,
@@ -119,11 +126,15 @@ impl<'a> Context<'a> {
     pub(crate) fn client(&self, remote: &Remote) -> anyhow::Result<Client> {
         let mut options = ClientOptions::of_system(&self.host.registry_environment())?;
         if let Some(file) = &remote.authfile {
+            // Who names a file means it; those that are looked for may be missing.
+            File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
             options.auth_files = vec![file.clone()];
         }
-        if remote.tls_verify == Some(false) {
-            options.tls_verify = TlsVerify::Off;
-        }
+        options.tls_verify = match remote.tls_verify {
+            None => TlsVerify::On,
+            Some(true) => TlsVerify::Strict,
+            Some(false) => TlsVerify::Off,
+        };
         Ok(Client::new(options)?)
     }
 

@@ -25,11 +25,30 @@ const PAX_NAME: &[u8] = b"././@PaxHeader";
 /// Writes a tree as a deterministic tar.
 ///
 /// `contents` opens what is not in the tree itself.
+///
+/// What a tar cannot hold is found before the first byte is written.
 pub fn write_tar<'a>(
     tree: &Tree,
     contents: &dyn Fn(&FileContent) -> io::Result<Box<dyn Read + 'a>>,
     out: &mut dyn Write,
 ) -> Result<(), WriteTarError> {
+    each_member(tree, &mut |_, _, _| Ok(()))?;
+    each_member(tree, &mut |path, headers, body| {
+        out.write_all(headers).map_err(WriteTarError::Write)?;
+        match body {
+            Some(content) => write_body(path, content, contents, out),
+            None => Ok(()),
+        }
+    })?;
+    out.write_all(&[0; 2 * BLOCK]).map_err(WriteTarError::Write)
+}
+
+/// What is done with one member: its path, its headers, and the content that follows them.
+type EachMember<'a> =
+    dyn FnMut(&TreePath, &[u8], Option<&FileContent>) -> Result<(), WriteTarError> + 'a;
+
+/// Makes the headers of every name, in the order of the tar.
+fn each_member(tree: &Tree, each: &mut EachMember<'_>) -> Result<(), WriteTarError> {
     let mut first_names: HashMap<NodeId, TreePath> = HashMap::new();
     let names = tree.name_counts();
     let root = std::iter::once((TreePath::root(), Tree::ROOT));
@@ -82,12 +101,9 @@ pub fn write_tar<'a>(
             }
         }
         let headers = member.headers(&path)?;
-        out.write_all(&headers).map_err(WriteTarError::Write)?;
-        if let Some(content) = body {
-            write_body(&path, content, contents, out)?;
-        }
+        each(&path, &headers, body)?;
     }
-    out.write_all(&[0; 2 * BLOCK]).map_err(WriteTarError::Write)
+    Ok(())
 }
 
 fn write_body<'a>(

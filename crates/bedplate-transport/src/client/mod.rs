@@ -35,6 +35,8 @@ pub enum TlsVerify {
     /// machine's loopback may speak plain HTTP.
     #[default]
     On,
+    /// Always, on loopback too.
+    Strict,
     /// Never: any certificate is taken, and plain HTTP where there is no TLS.
     Off,
 }
@@ -165,7 +167,11 @@ impl Shared {
     /// Finds out where an image is, and notes what the configuration says of its host.
     pub(crate) fn place(&self, image: &ImageName) -> Option<Place> {
         let mut place = self.options.registries.place(image)?;
-        place.insecure |= self.options.tls_verify == TlsVerify::Off;
+        match self.options.tls_verify {
+            TlsVerify::On => {}
+            TlsVerify::Strict => place.insecure = false,
+            TlsVerify::Off => place.insecure = true,
+        }
         // Docker Hub's programs' interface has a host of its own, and its own images a hidden prefix.
         if matches!(place.host.as_str(), "docker.io" | "index.docker.io") {
             place.host = "registry-1.docker.io".into();
@@ -183,8 +189,9 @@ impl Shared {
     }
 
     /// Returns the scheme that a registry is asked with at first.
-    pub(crate) fn may_be_plain(place: &Place) -> bool {
-        place.insecure || dns::is_loopback(&place.host)
+    pub(crate) fn may_be_plain(&self, place: &Place) -> bool {
+        self.options.tls_verify != TlsVerify::Strict
+            && (place.insecure || dns::is_loopback(&place.host))
     }
 }
 

@@ -172,7 +172,8 @@ impl Image {
         Self::with_annotations(tars, "{}")
     }
 
-    /// Makes an image whose manifest has annotations, given as JSON.
+    /// Makes an image whose manifest has annotations, given as JSON; `THE-CONFIG` in it stands for the
+    /// config's digest.
     pub(crate) fn with_annotations(tars: &[(Compression, Vec<u8>)], annotations: &str) -> Self {
         let mut blobs = HashMap::new();
         let (mut layers, mut diff_ids, mut names) = (Vec::new(), Vec::new(), Vec::new());
@@ -196,6 +197,7 @@ impl Image {
             r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
             diff_ids.join(",")
         );
+        let annotations = annotations.replace("THE-CONFIG", &digest(config.as_bytes()).to_string());
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{{"mediaType":"{OCI_CONFIG}","digest":"{}","size":{}}},"layers":[{}],"annotations":{annotations}}}"#,
             digest(config.as_bytes()),

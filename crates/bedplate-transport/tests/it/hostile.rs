@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bedplate_model::oci::{ANNOTATION_ROOT, Compression, OCI_INDEX};
+use bedplate_model::oci::{ANNOTATION_CONFIG, ANNOTATION_ROOT, Compression, OCI_INDEX};
 use bedplate_store::Store;
 use bedplate_transport::{
     AuthError, Client, ClientOptions, Event, HttpError, PullError, PullOptions, Pulled,
@@ -478,7 +478,9 @@ fn a_bomb_stops_at_the_limit() {
 fn an_announced_root_that_the_layers_do_not_give_is_refused() {
     let tars = [(Compression::Gzip, tar(&[("usr/tool", b"some bytes")]))];
     let announce = |root: &str| {
-        let annotations = serde_json::json!({ANNOTATION_ROOT: root}).to_string();
+        let annotations =
+            serde_json::json!({ANNOTATION_ROOT: root, ANNOTATION_CONFIG: "THE-CONFIG"});
+        let annotations = annotations.to_string();
         let image = Image::with_annotations(&tars, &annotations);
         pull(move |asked| image.answer(asked))
     };

@@ -3,7 +3,7 @@
 use std::io;
 
 use anyhow::Context as _;
-use bedplate_model::{Content, TreePath};
+use bedplate_model::Content;
 
 use super::ls::find;
 use crate::Answer;
@@ -19,12 +19,12 @@ pub(super) fn run(cat: &Cat, context: &mut Context<'_>) -> anyhow::Result<Answer
         .with_context(|| format!("cannot read {}", cat.name))?;
     for path in &cat.paths {
         let attempted = || format!("cannot print {} of {}", path.display(), cat.name);
-        let path = TreePath::try_from(path.as_path()).with_context(attempted)?;
-        let id = find(&tree, &path, &cat.name.to_string())?;
+        let id = find(&tree, path, &cat.name.to_string())?;
         let Content::File(content) = &tree.node(id).content else {
             return Err(Refusal::usage(
                 format!(
-                    "{path} in {} is a {}",
+                    "{} in {} is a {}",
+                    path.display(),
                     cat.name,
                     tree.node(id).content.type_name()
                 ),

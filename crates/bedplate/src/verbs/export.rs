@@ -1,10 +1,12 @@
 //! `export`: writes an image as a tar file or stream, with every attribute; contents are checked.
 
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bedplate_store::layer::write_tar;
+use bedplate_sys::durable;
 
 use crate::Answer;
 use crate::blame::Refusal;
@@ -24,11 +26,19 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
     };
     match &export.output {
         Some(path) => {
-            let file =
-                File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-            let mut out = BufWriter::with_capacity(BUFFER, file);
-            write_tar(&tree, &open, &mut out).with_context(attempted)?;
-            out.flush().with_context(attempted)?;
+            // The file has its name only when it is whole; what a failure leaves says so by its name.
+            let part = part_of(path);
+            let write = || -> anyhow::Result<()> {
+                let mut out = BufWriter::with_capacity(BUFFER, File::create(&part)?);
+                write_tar(&tree, &open, &mut out)?;
+                out.into_inner()
+                    .map_err(io::IntoInnerError::into_error)?
+                    .sync_all()?;
+                Ok(durable::rename(&part, path)?)
+            };
+            write()
+                .with_context(|| format!("cannot write {}", path.display()))
+                .with_context(attempted)?;
         }
         None if io::stdout().is_terminal() => {
             return Err(Refusal::usage(
@@ -40,6 +50,13 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
         None => write_tar(&tree, &open, &mut context.out).with_context(attempted)?,
     }
     Ok(Answer::Yes)
+}
+
+/// Returns the name that a file has while it is written.
+fn part_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
 }
 
 /// Enough that small files cost no system call each.

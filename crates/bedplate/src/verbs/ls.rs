@@ -1,13 +1,16 @@
 //! `ls`: lists a directory of an image, without mounting it.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use anyhow::Context as _;
+use bedplate_build::edit::resolve;
 use bedplate_model::name::shown;
 use bedplate_model::{Content, NodeId, Tree, TreePath};
 
 use crate::Answer;
-use crate::blame::{Blame, Refusal};
+use crate::blame::Refusal;
 use crate::cli::Ls;
 use crate::context::{Context, find_image};
 use crate::render::moment;
@@ -18,13 +21,18 @@ pub(super) fn run(ls: &Ls, context: &mut Context<'_>) -> anyhow::Result<Answer> 
     let tree = store
         .tree(&image.root)
         .with_context(|| format!("cannot read {}", ls.name))?;
-    let path = TreePath::try_from(ls.path.as_path())
-        .with_context(|| format!("cannot list {} in {}", ls.path.display(), ls.name))?;
-    let id = find(&tree, &path, &ls.name.to_string())?;
+    let id = find(&tree, &ls.path, &ls.name.to_string())?;
     let names = tree.name_counts();
     let out = &mut *context.out;
     if tree.entries(id).is_none() {
-        line(out, &tree, id, &names, &path.to_string(), ls.long)?;
+        line(
+            out,
+            &tree,
+            id,
+            &names,
+            &shown(ls.path.as_os_str().as_bytes()),
+            ls.long,
+        )?;
         return Ok(Answer::Yes);
     }
     if ls.recursive {
@@ -39,16 +47,21 @@ pub(super) fn run(ls: &Ls, context: &mut Context<'_>) -> anyhow::Result<Answer> 
     Ok(Answer::Yes)
 }
 
-/// Finds a path, or says that the image does not have it.
-pub(super) fn find(tree: &Tree, path: &TreePath, image: &str) -> anyhow::Result<NodeId> {
-    tree.lookup(path).ok_or_else(|| {
-        Refusal {
-            blame: Blame::Usage,
-            message: format!("{image} has no {path}"),
-            hint: Some("symbolic links are not followed; `bedplate ls` shows what is there".into()),
-        }
-        .into()
-    })
+/// Finds what a path leads to, following symbolic links inside the image, or says that it leads nowhere.
+pub(super) fn find(tree: &Tree, path: &Path, image: &str) -> anyhow::Result<NodeId> {
+    path.to_str()
+        .map_or_else(
+            // Names that are not UTF-8 are found as they are.
+            || tree.lookup(&TreePath::try_from(path).ok()?),
+            |text| resolve(tree, text),
+        )
+        .ok_or_else(|| {
+            Refusal::usage(
+                format!("{image} has no {}", path.display()),
+                "`bedplate ls` shows what is there",
+            )
+            .into()
+        })
 }
 
 /// Writes one entry: its name, or in the long form what `ls -l` has, with the time in UTC.

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use bedplate_model::layout;
-use bedplate_store::{Pin, RefsError};
+use bedplate_store::{Pin, RefsError, Sealing};
 use bedplate_sys::mount::{self, ImageMount, Unmount, Verity};
 
 use crate::Answer;
+use crate::blame::{Blame, Refusal};
 use crate::cli::{Mount, Umount};
 use crate::context::{Context, find_image};
 
@@ -22,6 +23,16 @@ pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Res
         )
     };
     let at = arguments.directory.canonicalize().with_context(attempted)?;
+    if arguments.verity && store.sealing() == Sealing::Unsealed {
+        return Err(Refusal {
+            blame: Blame::Host,
+            message: format!("{}: the store is not sealed", attempted()),
+            hint: Some(
+                "--verity needs a file system with fs-verity; without it, fsck checks".into(),
+            ),
+        }
+        .into());
+    }
     let image = store.image_file(&target.root).with_context(attempted)?;
     let how = ImageMount {
         verity: if arguments.verity {

@@ -20,6 +20,7 @@ pub(super) fn run(arguments: &cli::Status, context: &mut Context<'_>) -> anyhow:
             .context("cannot read the machine's state")?
     } else {
         // Record and boot partition are root's; everybody else reads what the last change left.
+        context.require_machine()?;
         let host = Host::this_machine(now);
         status::summary(&host).context("cannot read the machine's state")?
     };

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 
 use crate::Answer;
+use crate::blame::Refusal;
 use crate::cli::{Tag, Untag};
 use crate::context::{Context, find_image, tag_name};
 
@@ -22,9 +23,16 @@ pub(super) fn tag(tag: &Tag, context: &mut Context<'_>) -> anyhow::Result<Answer
 
 pub(super) fn untag(untag: &Untag, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
+    let known = store.refs().context("cannot list the names of the store")?;
     for name in &untag.names {
-        // Only what is there can be taken away; a typing error must not pass for success.
-        find_image(&store, name)?;
+        // Exactly what is there can be taken away; a typing error must not pass for success.
+        if !known.iter().any(|(known, _)| known == name) {
+            return Err(Refusal::usage(
+                format!("the store has no name {name}"),
+                "`bedplate images` lists the names as they are taken away",
+            )
+            .into());
+        }
     }
     let attempted = || "cannot untag".to_owned();
     let transaction = store.begin().with_context(attempted)?;

@@ -12,6 +12,11 @@ fn each_failure_has_the_exit_code_of_who_must_act() {
         "this is not a tar at all".repeat(100),
     )
     .unwrap();
+    std::fs::write(sandbox.path("empty"), "").unwrap();
+    std::fs::write(sandbox.path("tree.xz"), b"\xfd7zXZ\0rest").unwrap();
+    let odd = sandbox.tree("odd");
+    std::fs::write(odd.join("usr/.wh.name"), "").unwrap();
+    sandbox.good("commit odd os:odd");
     for (line, code, words) in [
         ("commit missing os:v1", 2, &["missing", "No such file"][..]),
         ("commit tree OS", 2, &["OS", "lower-case"]),
@@ -21,9 +26,21 @@ fn each_failure_has_the_exit_code_of_who_must_act() {
             2,
             &["no image localhost/os:v9", "hint"],
         ),
+        ("untag os:v9", 2, &["no name localhost/os:v9"]),
+        (
+            "untag os:v1@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+            2,
+            &["no name"],
+        ),
+        (
+            "import empty os:v1",
+            2,
+            &["cannot import empty", "it is empty"],
+        ),
+        ("import tree.xz os:v1", 2, &["compressed with xz"]),
+        ("export os:odd -o odd.tar", 2, &["whiteout"]),
         ("cat os:v1 /etc", 2, &["directory"]),
         ("cat os:v1 /nothing", 2, &["no /nothing"]),
-        ("ls os:v1 ../..", 2, &[".."]),
         ("import junk.tar os:junk", 2, &["cannot import junk.tar"]),
         ("pull os:v1", 2, &["local name", "hint: name a registry"]),
         ("push os:v1", 2, &["local name"]),
@@ -57,9 +74,10 @@ fn each_failure_has_the_exit_code_of_who_must_act() {
         }
     }
     assert!(!sandbox.path("disk.raw").exists());
+    assert!(!sandbox.path("odd.tar").exists());
     assert_eq!(
         sandbox.json("images --json").as_array().unwrap().len(),
-        1,
+        2,
         "nothing was named"
     );
 }

@@ -102,3 +102,85 @@ fn skopeo_copies_what_was_pushed_and_its_copy_pulls_as_the_same_image() {
     );
     assert_eq!(pulled["root_digest"], digest);
 }
+
+#[test]
+fn an_annotation_that_a_derived_image_inherited_is_void() {
+    if !is_installed("skopeo") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let registry = Registry::start(&sandbox);
+    sandbox.good(&format!(
+        "push --compression gzip os:v1 {}",
+        registry.name("os:v1")
+    ));
+    // What podman commit does, in short: another config, the base's annotations.
+    let layout = sandbox.path("layout");
+    let copy = |from: String, to: String| {
+        let run = Command::new("skopeo")
+            .args([
+                "copy",
+                "--src-tls-verify=false",
+                "--dest-tls-verify=false",
+                &from,
+                &to,
+            ])
+            .output()
+            .unwrap();
+        assert!(
+            run.status.success(),
+            "{}",
+            String::from_utf8_lossy(&run.stderr)
+        );
+    };
+    copy(
+        format!("docker://{}", registry.name("os:v1")),
+        format!("dir:{}", layout.display()),
+    );
+    let manifest_path = layout.join("manifest.json");
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&manifest_path).unwrap()).unwrap();
+    let digest = manifest["config"]["digest"]
+        .as_str()
+        .unwrap()
+        .replace("sha256:", "");
+    let config = std::fs::read_to_string(layout.join(&digest)).unwrap();
+    let derived = config.replacen('{', "{\"author\":\"somebody\",", 1);
+    let output = {
+        std::fs::write(sandbox.path("config"), &derived).unwrap();
+        Command::new("sha256sum")
+            .arg(sandbox.path("config"))
+            .output()
+            .unwrap()
+    };
+    let derived_digest = String::from_utf8(output.stdout).unwrap()[..64].to_owned();
+    std::fs::write(layout.join(&derived_digest), &derived).unwrap();
+    manifest["config"]["digest"] = format!("sha256:{derived_digest}").into();
+    manifest["config"]["size"] = derived.len().into();
+    std::fs::write(&manifest_path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+    copy(
+        format!("dir:{}", layout.display()),
+        format!("docker://{}", registry.name("derived:v1")),
+    );
+
+    let pulled = sandbox.json_with(
+        "other",
+        &format!("pull --json {}", registry.name("derived:v1")),
+    );
+    let root = pulled["root_digest"].as_str().unwrap();
+    assert!(root.starts_with("bootc-1/"), "{root}");
+}
+
+#[test]
+fn tls_that_is_asked_for_is_not_given_up_on_loopback() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let registry = Registry::start(&sandbox);
+    let name = registry.name("os:v1");
+    sandbox.good(&format!("push os:v1 {name}"));
+    let run = sandbox.run(&format!("pull --tls-verify=true {name}"));
+    assert_eq!(run.code, 4, "{}{}", run.stdout, run.stderr);
+}

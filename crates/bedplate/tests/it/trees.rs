@@ -93,6 +93,11 @@ fn an_image_is_looked_at_without_a_mount() {
     assert_eq!(sandbox.good("ls os:v1"), "bin\netc\nusr");
     assert_eq!(sandbox.good("ls os:v1 usr/bin"), "alias\ntool");
     assert!(sandbox.good("ls -l os:v1 /").contains(" bin -> usr/bin"));
+    assert_eq!(
+        sandbox.good("ls os:v1 /bin"),
+        "alias\ntool",
+        "links are followed"
+    );
     assert_eq!(sandbox.good("cat os:v1 /etc/motd"), "welcome");
     assert_eq!(sandbox.good("cat os:v1 usr/bin/tool").len(), 100_000);
 }
