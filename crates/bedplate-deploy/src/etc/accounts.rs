@@ -9,8 +9,10 @@
 //! Lines that are no entry (comments, NIS) are entries of their own, named by their text. Formats:
 //! passwd(5), group(5), shadow(5), gshadow(5), subuid(5).
 //!
-//! Invariant: no id gets a second holder by a merge. An entry that the image brings and whose id is taken
-//! here is left out (sysusers then finds a free id), with its shadow, and is a conflict.
+//! Invariant: no id gets a second holder by a merge. What nobody changed here follows the image, ids
+//! included. An entry of the image whose id belongs to one that was made or changed here gives way: it
+//! keeps the id that it had, or, when it is new, is left out with its shadow (sysusers then finds a free
+//! id). Either is a conflict.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -103,7 +105,7 @@ pub fn merge(
         bytes: Vec::new(),
         conflicts: Vec::new(),
     };
-    let holders = Holders::of(file, &here);
+    let holders = Holders::settle(file, &base, &here, &image);
     let new_keys = image
         .order
         .iter()
@@ -111,10 +113,12 @@ pub fn merge(
     for key in here.order.iter().chain(new_keys) {
         let (old, local, new) = (base.get(key), here.get(key), image.get(key));
         let (lines, clash) = if local == old {
-            // An entry that the machine always had keeps its id where the image's new one is taken.
             match new.iter().find_map(|line| holders.clash(file, key, line)) {
                 Some(clash) => (local.to_vec(), Some(clash)),
-                None => (new.to_vec(), None),
+                None => {
+                    merged.conflicts.extend(moved(file, key, local, new));
+                    (new.to_vec(), None)
+                }
             }
         } else if new == old || new == local {
             (local.to_vec(), None)
@@ -200,17 +204,62 @@ impl Entries {
     }
 }
 
-/// Who holds which ids here.
+/// Tells that the image gives an account another id than it had: files outside the image keep the old one.
+fn moved(file: AccountFile, key: &[u8], local: &[Vec<u8>], new: &[Vec<u8>]) -> Option<Kind> {
+    if !matches!(file, AccountFile::Passwd | AccountFile::Group) {
+        return None;
+    }
+    let (from, _) = ids(file, local.first()?)?;
+    let (to, _) = ids(file, new.first()?)?;
+    (from != to).then(|| Kind::IdMoved {
+        name: shown(key),
+        from: from as u32,
+        to: to as u32,
+    })
+}
+
+/// Who holds which ids of those that stay as they are here.
 struct Holders(Vec<(u64, u64, Vec<u8>)>);
 
 impl Holders {
-    fn of(file: AccountFile, entries: &Entries) -> Self {
-        let holders = entries.lines.iter().flat_map(|(name, lines)| {
-            lines.iter().filter_map(move |line| {
-                ids(file, line).map(|(first, end)| (first, end, name.clone()))
-            })
-        });
-        Self(holders.collect())
+    /// Finds the entries that stay: those made or changed here, and those of the image that have to give
+    /// way to one that stays, which may make others give way in turn.
+    fn settle(file: AccountFile, base: &Entries, here: &Entries, image: &Entries) -> Self {
+        let mut holders = Self(Vec::new());
+        let mut follows: Vec<&Vec<u8>> = Vec::new();
+        let new_keys = image
+            .order
+            .iter()
+            .filter(|key| !here.lines.contains_key(*key));
+        for key in here.order.iter().chain(new_keys) {
+            if here.get(key) == base.get(key) {
+                follows.push(key);
+            } else {
+                holders.add(file, key, here.get(key));
+            }
+        }
+        loop {
+            let before = follows.len();
+            follows.retain(|key| {
+                let new = image.get(key);
+                let gives_way = new
+                    .iter()
+                    .any(|line| holders.clash(file, key, line).is_some());
+                if gives_way {
+                    holders.add(file, key, here.get(key));
+                }
+                !gives_way
+            });
+            if follows.len() == before {
+                return holders;
+            }
+        }
+    }
+
+    fn add(&mut self, file: AccountFile, name: &[u8], lines: &[Vec<u8>]) {
+        let held = lines.iter().filter_map(|line| ids(file, line));
+        self.0
+            .extend(held.map(|(first, end)| (first, end, name.to_vec())));
     }
 
     /// Returns the id and the holder that stand in the way of a line that the image brings.
@@ -366,6 +415,42 @@ mod tests {
         );
         assert_eq!(text, "a:x:105:1::/:/x\nlocal:x:106:1::/:/x\n");
         assert_eq!(conflicts.len(), 1);
+    }
+
+    #[test]
+    fn what_nobody_changed_here_follows_the_image_also_when_ids_change_places() {
+        let (text, conflicts) = merged(
+            AccountFile::Group,
+            "input:x:103:\nsgx:x:104:\n",
+            "input:x:103:\nsgx:x:104:\nanna:x:1500:\n",
+            "_chrony:x:103:\ninput:x:104:\nsgx:x:105:\n",
+        );
+        assert_eq!(
+            text,
+            "input:x:104:\nsgx:x:105:\nanna:x:1500:\n_chrony:x:103:\n"
+        );
+        let moved = |name: &str, from, to| Kind::IdMoved {
+            name: name.into(),
+            from,
+            to,
+        };
+        assert_eq!(
+            conflicts,
+            [moved("input", 103, 104), moved("sgx", 104, 105)]
+        );
+    }
+
+    #[test]
+    fn an_entry_that_gives_way_makes_the_next_one_give_way() {
+        // `a` cannot move onto the local 101, so it keeps 100, which `b` then cannot have.
+        let (text, conflicts) = merged(
+            AccountFile::Group,
+            "a:x:100:\nb:x:102:\n",
+            "a:x:100:\nb:x:102:\nlocal:x:101:\n",
+            "a:x:101:\nb:x:100:\n",
+        );
+        assert_eq!(text, "a:x:100:\nb:x:102:\nlocal:x:101:\n");
+        assert_eq!(conflicts.len(), 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A change of the image that gave way to a local one.
+/// A change of the image that gave way to a local one, or that has consequences outside /etc.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
     /// The path below /etc, printable.
@@ -41,7 +41,16 @@ pub enum Kind {
         /// The user or group.
         name: String,
     },
-    /// The image's new user or group has an id that another one has here; it was left out.
+    /// The image gives a user or group, which nobody changed here, another id.
+    IdMoved {
+        /// The user or group.
+        name: String,
+        /// The id that it had.
+        from: u32,
+        /// The id that it has now.
+        to: u32,
+    },
+    /// The image's user or group has an id that a local one has; it keeps its old id, or is left out.
     IdClash {
         /// The image's user or group.
         name: String,
@@ -77,12 +86,14 @@ impl fmt::Display for Conflict {
                     "`{name}` changed here and in the image; the local one is kept"
                 )
             }
-            Kind::IdClash { name, id, holder } => {
-                write!(
-                    f,
-                    "the image's `{name}` has id {id}, which `{holder}` has here; it is left out"
-                )
-            }
+            Kind::IdMoved { name, from, to } => write!(
+                f,
+                "the image moves `{name}` from id {from} to {to}; files in /var keep the old number"
+            ),
+            Kind::IdClash { name, id, holder } => write!(
+                f,
+                "the image's `{name}` has id {id}, which `{holder}` has here; it gives way"
+            ),
         }
     }
 }
