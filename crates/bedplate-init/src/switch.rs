@@ -23,7 +23,8 @@ use crate::root::Mounted;
 pub(crate) fn tell(device: &Path, told: &BootArguments, mounted: Mounted) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         fs::create_dir_all("/run/systemd")?;
-        std::os::unix::fs::symlink(device, "/run/systemd/volatile-root")?;
+        let number = fs::metadata(device)?.rdev();
+        std::os::unix::fs::symlink(by_number(number), "/run/systemd/volatile-root")?;
         let booted = Path::new(layout::BOOTED);
         if let Some(directory) = booted.parent() {
             fs::create_dir_all(directory)?;
@@ -31,6 +32,12 @@ pub(crate) fn tell(device: &Path, told: &BootArguments, mounted: Mounted) -> Res
         fs::write(booted, booted_text(told, mounted))
     };
     write().map_err(|why| Failure::new("write down what was booted", why))
+}
+
+/// Returns a device's name by its number: the form that systemd's gpt-auto generator takes apart.
+fn by_number(device: u64) -> String {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    format!("/dev/block/{major}:{minor}")
 }
 
 /// The document that the running system reads. Its values are digits and words: nothing to escape.
