@@ -1,4 +1,5 @@
-//! `tag` and `untag`: give images names, and take them away. All names of one call change together.
+//! `tag` and `untag`: give images names, and take them away. One transaction for all names of a call; each
+//! changes whole, one after the other.
 
 use anyhow::Context as _;
 
