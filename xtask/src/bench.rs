@@ -17,6 +17,7 @@ mod trees;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -289,9 +290,15 @@ impl Bench {
     }
 }
 
+/// How long the disk is left alone after a removal: ext4 passes over inodes that were removed within
+/// the last 5 seconds, so that whoever comes next would pay for the one before.
+const SETTLE: Duration = Duration::from_secs(6);
+
 fn remove(path: &Path) -> Result<()> {
     if path.exists() {
         run::output(Command::new("rm").args(["-rf", "--"]).arg(path))?;
+        run::output(&mut Command::new("sync"))?;
+        std::thread::sleep(SETTLE);
     }
     Ok(())
 }

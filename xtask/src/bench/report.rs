@@ -168,7 +168,8 @@ fn header(tree: &Path, times: usize) -> Result<String> {
     Ok(format!(
         "# Benchmarks\n\n\
          Written by `cargo xtask bench`; how and why is in `xtask/src/bench.rs`. Ours and the peers' runs\n\
-         alternate, each {times} times, with the page cache warm; wall time includes making it durable.\n\n\
+         alternate, each {times} times, with the page cache warm; wall time includes making it durable.\n\
+         Before each run the former one's output is removed, and the disk has 6 s to settle.\n\n\
          - tree v1: Debian 12 with a server's packages: {} files, {} directories, {} symlinks, {} MB\n\
          - machine: {cores} cores, {model}\n\
          - Bedplate at {commit}; ostree {}; {}; {}\n\n",
