@@ -274,8 +274,6 @@ impl Marking<'_> {
         }
         let bytes = match self.store.blob(&config) {
             Ok(bytes) => bytes,
-            // Its layers' tables are a convenience; that it is gone is for fsck to say.
-            Err(ReadStoreError::Missing(_)) => return Ok(()),
             Err(error) => return Err(GcError::Read(error)),
         };
         // A config of another kind names no layers that we could have.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use bedplate_model::format::{FormatError, FormatHeader};
 use bedplate_model::{ImageName, RootDigest, Sha256};
+use bedplate_sys::files;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -22,6 +23,8 @@ use crate::store::Store;
 const REF_FORMAT: &str = "bedplate-ref";
 const PIN_FORMAT: &str = "bedplate-pin";
 const VERSION: u32 = 1;
+/// More bytes than any ref or pin has.
+const DOCUMENT_MAX: u64 = 1 << 20;
 /// Longer file names are replaced by a digest of the name: `NAME_MAX` is 255, and `.new` has to fit.
 const FILE_NAME_MAX: usize = 200;
 
@@ -237,7 +240,7 @@ impl Store {
     pub(crate) fn each_ref(&self) -> Result<Vec<Result<NamedTarget, RefsError>>, RefsError> {
         let mut refs = Vec::new();
         for path in files_in(&self.path().join("refs"))? {
-            match fs::read(&path) {
+            match self.read_document(&path) {
                 Ok(bytes) => refs.push(RefDocument::parse(&bytes, &path).and_then(|document| {
                     if path.file_name() != Some(file_name(&document.name).as_ref()) {
                         return Err(RefsError::Misplaced {
@@ -257,7 +260,7 @@ impl Store {
 
     fn read_ref(&self, key: &ImageName) -> Result<Option<RefTarget>, RefsError> {
         let path = self.path().join("refs").join(file_name(key));
-        match fs::read(&path) {
+        match self.read_document(&path) {
             Ok(bytes) => {
                 let document = RefDocument::parse(&bytes, &path)?;
                 if document.name != *key {
@@ -309,7 +312,7 @@ impl Store {
     pub fn pins(&self) -> Result<Vec<Pin>, RefsError> {
         let mut pins = Vec::new();
         for path in files_in(&self.path().join("pins"))? {
-            let bytes = match fs::read(&path) {
+            let bytes = match self.read_document(&path) {
                 Ok(bytes) => bytes,
                 // Given up since the directory was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -326,6 +329,13 @@ impl Store {
         }
         pins.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(pins)
+    }
+
+    /// Reads a ref's or pin's file. Only one that is not there is `NotFound`: whatever else is in its
+    /// place, a link that leads nowhere too, is an error, for gc must not take it for a name that is gone.
+    fn read_document(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let below = path.strip_prefix(self.path()).map_err(io::Error::other)?;
+        files::read_file(self.root(), below.as_os_str(), DOCUMENT_MAX)
     }
 
     fn pin_path(&self, name: &str) -> Result<PathBuf, RefsError> {

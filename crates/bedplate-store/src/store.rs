@@ -253,13 +253,10 @@ impl Store {
             path: path.to_owned(),
             source,
         };
-        let bytes = match File::open(&format) {
-            Ok(file) => {
-                let mut bytes = Vec::new();
-                io::Read::read_to_end(&mut io::Read::take(file, FORMAT_FILE_MAX), &mut bytes)
-                    .map_err(|error| read(&format, error))?;
-                bytes
-            }
+        let bytes = files::open_root(path)
+            .and_then(|root| files::read_file(&root, FORMAT_FILE.as_ref(), FORMAT_FILE_MAX));
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
             Err(error)
                 if matches!(
                     error.kind(),

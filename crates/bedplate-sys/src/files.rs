@@ -40,6 +40,22 @@ pub fn open_file(parent: impl AsFd, name: &OsStr) -> io::Result<File> {
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?.into())
 }
 
+/// Reads a whole entry of a directory that must be a regular file of at most `max` bytes.
+///
+/// A link, a pipe or a longer file in its place is an error (`InvalidData`, or what the system says),
+/// and never waited for; only a name that is not there is `NotFound`.
+pub fn read_file(parent: impl AsFd, name: &OsStr, max: u64) -> io::Result<Vec<u8>> {
+    let file = open_file(parent, name)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > max {
+        let problem = format!("it is not a regular file of at most {max} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+    }
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, max), &mut bytes)?;
+    Ok(bytes)
+}
+
 /// Makes a new file and opens it for reading and writing; the name must be free.
 pub fn create_file(parent: impl AsFd, name: &OsStr, mode: u32) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -28,7 +28,7 @@ impl Lock {
 
     /// Takes the lock alone, or returns `None` where somebody holds it.
     pub fn try_exclusive(path: &Path) -> io::Result<Option<Self>> {
-        let file = File::open(path)?;
+        let file = open(path)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Self(file))),
             Err(Errno::WOULDBLOCK) => Ok(None),
@@ -37,7 +37,7 @@ impl Lock {
     }
 
     fn wait(path: &Path, operation: FlockOperation) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = open(path)?;
         loop {
             match rustix::fs::flock(&file, operation) {
                 Err(Errno::INTR) => {}
@@ -56,6 +56,13 @@ impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Opens what is locked; a pipe in its place is not waited for.
+fn open(path: &Path) -> io::Result<File> {
+    let flags =
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?.into())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use bedplate_store::diff::SummaryError;
 use bedplate_store::gc::GcError;
 use bedplate_store::layer::{ImportError, WriteTarError};
 use bedplate_store::{
-    CheckoutError, CommitError, CreateError, OpenError, ReadContentError, ReadStoreError,
+    CheckoutError, CommitError, CreateError, OpenError, PutError, ReadContentError, ReadStoreError,
     RefsError, ScanError,
 };
 use bedplate_sys::mount::MountImageError;
@@ -124,6 +124,7 @@ fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stat
         return match error {
             PullError::Registry(error) => Some(error),
             PullError::Read(error) => Some(error),
+            PullError::Refs(error) => Some(error),
             _ => None,
         };
     }
@@ -131,6 +132,7 @@ fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stat
         return match error {
             PushError::Registry(error) => Some(error),
             PushError::Read(error) => Some(error),
+            PushError::Refs(error) => Some(error),
             _ => None,
         };
     }
@@ -213,6 +215,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             ),
         };
     }
+    if let Some(CreateError::Open(error)) = error.downcast_ref() {
+        return known(error);
+    }
     if let Some(CreateError::NotEmpty(_)) = error.downcast_ref() {
         return say(
             Blame::Usage,
@@ -262,6 +267,18 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     if let Some(error) = error.downcast_ref::<KernelError>() {
         return Some((Blame::Usage, error.hint().map(str::to_owned)));
     }
+    if let Some(PushError::Missing(_)) = error.downcast_ref() {
+        return say(Blame::Usage, "`bedplate images` lists what there is");
+    }
+    if let Some(PutError::Image(_)) = error.downcast_ref() {
+        return say(
+            Blame::Usage,
+            "an image cannot hold it: see docs/format/image.md",
+        );
+    }
+    if let Some(RefsError::Damaged { .. } | RefsError::Misplaced { .. }) = error.downcast_ref() {
+        return say(Blame::Damage, DAMAGE_HINT);
+    }
     if let Some(StageError::Bad { .. }) = error.downcast_ref() {
         return say(
             Blame::Remote,
@@ -301,6 +318,7 @@ fn of_io(error: &io::Error) -> (Blame, Option<String>) {
             Some("another user owns it, or it needs root".into()),
         ),
         io::ErrorKind::Unsupported | io::ErrorKind::UnexpectedEof => (Blame::Usage, None),
+        io::ErrorKind::InvalidData => (Blame::Damage, None),
         _ => (Blame::Host, None),
     }
 }

@@ -113,12 +113,12 @@ pub fn merge(
     for key in here.order.iter().chain(new_keys) {
         let (old, local, new) = (base.get(key), here.get(key), image.get(key));
         let (lines, clash) = if local == old {
-            match new.iter().find_map(|line| holders.clash(file, key, line)) {
-                Some(clash) => (local.to_vec(), Some(clash)),
-                None => {
-                    merged.conflicts.extend(moved(file, key, local, new));
-                    (new.to_vec(), None)
-                }
+            let clash = new.iter().find_map(|line| holders.clash(file, key, line));
+            if clash.is_some() {
+                (local.to_vec(), clash)
+            } else {
+                merged.conflicts.extend(moved(file, key, local, new));
+                (new.to_vec(), None)
             }
         } else if new == old || new == local {
             (local.to_vec(), None)

@@ -189,6 +189,24 @@ fn a_mounted_image_is_the_committed_directory_and_gc_leaves_it_alone() {
     assert_eq!(sandbox.json("gc --json")["removed"], 2);
 }
 
+#[test]
+fn a_ref_that_cannot_be_read_is_damage_and_keeps_gc_from_collecting() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let name = walk(&sandbox.path("store/refs")).pop().unwrap();
+    let kept = sandbox.path("kept");
+    std::fs::copy(&name, &kept).unwrap();
+    std::fs::remove_file(&name).unwrap();
+    std::os::unix::fs::symlink("/nonexistent", &name).unwrap();
+    assert_eq!(sandbox.run("fsck").code, 5);
+    let gc = sandbox.run("gc");
+    assert_ne!(gc.code, 0, "{}", gc.stdout);
+    std::fs::remove_file(&name).unwrap();
+    std::fs::copy(&kept, &name).unwrap();
+    assert_eq!(sandbox.good("cat os:v1 /etc/motd"), "welcome");
+}
+
 fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     std::fs::read_dir(directory)
         .unwrap()
