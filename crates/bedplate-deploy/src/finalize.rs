@@ -17,13 +17,12 @@ use bedplate_boot::render;
 use bedplate_model::record::{Deployment, DeploymentId, Intent, Record, State};
 use bedplate_model::{FileContent, TreePath};
 use bedplate_store::{DigestOnly, ReadStoreError, ScanError, Store, scan};
-use bedplate_sys::mount::Access;
 use bedplate_sys::{durable, files};
 
 use crate::etc::{
     self, Conflict, Merged, Side, apply::ApplyError, merge::MergeError, merge::Place,
 };
-use crate::machine::{self, Machine, MachineError, etc_of};
+use crate::machine::{Machine, MachineError, etc_of};
 use crate::settle::Gate;
 
 /// The file beside a deployment's /etc that says what gave way when it was merged.
@@ -113,17 +112,9 @@ impl Machine<'_> {
             staged.base = Some(base.id);
         }
         self.write(&record)?; // 2.
-        {
-            let mut boot = self
-                .host
-                .boot
-                .open(Access::ReadWrite)
-                .map_err(MachineError::OpenBoot)?;
-            let observed = render::observe(&*boot.partition).map_err(MachineError::OpenBoot)?;
-            let plan = render::plan_try(&record, &observed, staged.id, &self.host.settings)
-                .map_err(MachineError::Plan)?;
-            machine::execute(store, &record, &plan, &mut *boot.partition)?; // 3. and 4.
-        }
+        self.change_boot(store, &record, |observed, settings| {
+            render::plan_try(&record, observed, staged.id, settings)
+        })?; // 3. and 4.
         self.settle(store, Gate::Unknown)?; // 5.
         Ok(Finalized::Trial {
             deployment: staged.id,

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use bedplate_boot::cmdline::BootRoot;
 use bedplate_boot::partition::BootPartition;
-use bedplate_boot::render::{self, ExecuteError, Observed, Plan, PlanError};
+use bedplate_boot::render::{self, ExecuteError, Observed, Plan, PlanError, Settings};
 use bedplate_model::record::{Deployment, DeploymentId, Record};
 use bedplate_model::{Content, RootDigest, Sha256, Tree, TreePath, layout};
 use bedplate_store::{Pin, ReadStoreError, RefsError, Store};
@@ -139,6 +139,23 @@ impl<'a> Machine<'a> {
             }
         }
         Err(MachineError::Unsettled)
+    }
+
+    /// Looks at the boot partition, plans a change of it, and carries the plan out.
+    pub(crate) fn change_boot(
+        &self,
+        store: &Store,
+        record: &Record,
+        plan: impl FnOnce(&Observed, &Settings) -> Result<Plan, PlanError>,
+    ) -> Result<(), MachineError> {
+        let mut boot = self
+            .host
+            .boot
+            .open(Access::ReadWrite)
+            .map_err(MachineError::OpenBoot)?;
+        let observed = render::observe(&*boot.partition).map_err(MachineError::OpenBoot)?;
+        let plan = plan(&observed, &self.host.settings)?;
+        execute(store, record, &plan, &mut *boot.partition)
     }
 
     /// Looks at the boot partition without changing it.

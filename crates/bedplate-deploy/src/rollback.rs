@@ -12,10 +12,9 @@
 use bedplate_boot::render;
 use bedplate_model::record::{Deployment, DeploymentId, Intent, State};
 use bedplate_store::Store;
-use bedplate_sys::mount::Access;
 
 use crate::finalize;
-use crate::machine::{self, Machine, MachineError};
+use crate::machine::{Machine, MachineError};
 use crate::settle::{self, Gate};
 
 /// What a rollback will do.
@@ -94,18 +93,9 @@ impl Machine<'_> {
             deployment: plan.to.id,
         });
         self.write(&record)?; // 1.
-        {
-            let mut boot = self
-                .host
-                .boot
-                .open(Access::ReadWrite)
-                .map_err(MachineError::OpenBoot)?;
-            let observed = render::observe(&*boot.partition).map_err(MachineError::OpenBoot)?;
-            let operations =
-                render::plan_select(&record, &observed, plan.to.id, &self.host.settings)
-                    .map_err(MachineError::Plan)?;
-            machine::execute(store, &record, &operations, &mut *boot.partition)?; // 2.
-        }
+        self.change_boot(store, &record, |observed, settings| {
+            render::plan_select(&record, observed, plan.to.id, settings)
+        })?; // 2.
         self.settle(store, Gate::Unknown)?; // 3.
         Ok(plan)
     }

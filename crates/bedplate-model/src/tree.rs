@@ -285,6 +285,20 @@ impl Tree {
         counts
     }
 
+    /// Adds up the bytes of all files, each hard-linked one once.
+    ///
+    /// A stranger's sizes may add up to more than fits; then it is the most that does.
+    pub fn file_bytes(&self) -> u64 {
+        let mut seen = vec![false; self.nodes.len()];
+        self.walk()
+            .fold(0, |sum: u64, (_, id)| match &self.node(id).content {
+                Content::File(content) if !std::mem::replace(&mut seen[id.index()], true) => {
+                    sum.saturating_add(content.size())
+                }
+                _ => sum,
+            })
+    }
+
     fn add_entry(&mut self, parent: NodeId, name: Name, id: NodeId) -> Result<(), TreeError> {
         match &mut self.nodes[parent.index()].content {
             Content::Directory(entries) => match entries.entry(name) {
@@ -450,6 +464,21 @@ mod tests {
         assert_eq!(tree.name_counts()[tool.index()], 2);
         let paths: Vec<String> = tree.walk().map(|(path, _)| path.to_string()).collect();
         assert_eq!(paths, ["/alias", "/usr", "/usr/tool"]);
+    }
+
+    #[test]
+    fn bytes_count_once_for_each_node_and_never_overflow() {
+        let (mut tree, usr, _) = sample();
+        assert_eq!(tree.file_bytes(), 1, "two names, one file");
+        for text in ["huge", "huger"] {
+            let content = FileContent::Object {
+                id: ObjectId::Sha256([0; 32]),
+                size: u64::MAX,
+            };
+            let node = Node::new(Metadata::root_owned(0o644), Content::File(content));
+            tree.insert(usr, name(text), node).unwrap();
+        }
+        assert_eq!(tree.file_bytes(), u64::MAX);
     }
 
     #[test]

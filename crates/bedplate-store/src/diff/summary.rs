@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use bedplate_model::{Content, FileContent, Name, NodeId, Tree, TreePath, layout};
+use bedplate_model::{Content, FileContent, Name, Tree, TreePath, layout};
 use bedplate_sys::files;
 
 use super::packages::{self as dpkg, Package, PackageChange, ParsePackagesError};
@@ -117,7 +117,7 @@ pub fn summarize(
             removed: list(olds.difference(&news).collect()),
             kept: list(olds.intersection(&news).collect()),
         },
-        bytes: (bytes(from), bytes(to)),
+        bytes: (from.file_bytes(), to.file_bytes()),
         new_bytes: new_contents
             .iter()
             .filter(|(id, _)| !old_contents.contains_key(id))
@@ -198,17 +198,6 @@ pub fn kernels(tree: &Tree) -> BTreeSet<String> {
         })
         .map(|(name, _)| name.to_string())
         .collect()
-}
-
-/// The bytes of all files, hard links counted once.
-fn bytes(tree: &Tree) -> u64 {
-    let mut seen = BTreeSet::<NodeId>::new();
-    tree.walk()
-        .filter(|(_, id)| seen.insert(*id))
-        .fold(0, |sum, (_, id)| match &tree.node(id).content {
-            Content::File(content) => sum.saturating_add(content.size()),
-            _ => sum,
-        })
 }
 
 /// The size of each object of a tree.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::Context as _;
-use bedplate_model::{Content, RootDigest, Sha256, Tree};
+use bedplate_model::{RootDigest, Sha256};
 use serde::Serialize;
 
 use crate::Answer;
@@ -35,7 +35,7 @@ pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<
             let tree = store
                 .tree(&target.root)
                 .with_context(|| format!("cannot read {name}"))?;
-            *sizes.entry(target.root).or_insert(size(&tree))
+            *sizes.entry(target.root).or_insert(tree.file_bytes())
         };
         list.push(Image {
             name: name.to_string(),
@@ -64,18 +64,4 @@ pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<
     }
     table.write(context.out)?;
     Ok(Answer::Yes)
-}
-
-/// Adds up the files of a tree, each hard-linked one once.
-pub(super) fn size(tree: &Tree) -> u64 {
-    let mut seen = vec![false; tree.node_count()];
-    let mut total = 0;
-    for (_, id) in tree.walk() {
-        if let Content::File(content) = &tree.node(id).content
-            && !std::mem::replace(&mut seen[id.index()], true)
-        {
-            total += content.size();
-        }
-    }
-    total
 }

@@ -74,7 +74,7 @@ pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Resul
         manifest_digest: target.manifest,
         config_digest: target.config,
         created: target.created,
-        size: super::images::size(&tree),
+        size: tree.file_bytes(),
         entries,
         files,
         architecture: config.as_ref().map(|config| config.architecture.clone()),
