@@ -169,7 +169,7 @@ fn header(tree: &Path, times: usize) -> Result<String> {
         "# Benchmarks\n\n\
          Written by `cargo xtask bench`; how and why is in `xtask/src/bench.rs`. Ours and the peers' runs\n\
          alternate, each {times} times, with the page cache warm; wall time includes making it durable.\n\
-         Before each run the former one's output is removed, and the disk has 6 s to settle.\n\n\
+         Each run writes into block groups of its own, so that none pays for the removal of another's output.\n\n\
          - tree v1: Debian 12 with a server's packages: {} files, {} directories, {} symlinks, {} MB\n\
          - machine: {cores} cores, {model}\n\
          - Bedplate at {commit}; ostree {}; {}; {}\n\n",
