@@ -83,11 +83,11 @@ pub(crate) fn measure(extent: Extent) -> Result<()> {
         tree,
         place,
         times: if extent == Extent::Full { 3 } else { 1 },
+        settles: extent == Extent::Full,
     };
     remove(&bench.place)?;
     fs::create_dir_all(&bench.place)
         .with_context(|| format!("creating {}", bench.place.display()))?;
-    spread_directories(&bench.place);
 
     let mut report = Report::new(&bench.tree, bench.times)?;
     bench.commit(&mut report)?;
@@ -111,6 +111,8 @@ struct Bench {
     tree: PathBuf,
     place: PathBuf,
     times: usize,
+    /// Whether runs are kept apart, as [`Bench::settle`] says; one run of each needs it not.
+    settles: bool,
 }
 
 impl Bench {
@@ -120,6 +122,7 @@ impl Bench {
         let (mut ours_again, mut theirs_again) = (Samples::default(), Samples::default());
         for run in 0..self.times {
             let (store, repository) = (self.store(run), self.fresh("ostree", run));
+            self.settle(&self.tree)?;
             ours.take(
                 "bedplate commit",
                 &self.place,
@@ -139,6 +142,7 @@ impl Bench {
                     ))
                     .arg(format!("--repo={}", repository.display())),
             )?;
+            self.settle(&self.tree)?;
             theirs.take(
                 "ostree commit",
                 &self.place,
@@ -211,7 +215,7 @@ impl Bench {
     fn pull(&self, report: &mut Report) -> Result<()> {
         let registry = Registry::start(
             &mut self.ours(&self.store(0)),
-            &self.place.join("registry"),
+            &self.registry(),
             &self.place.join("registry.log"),
         )?;
         let names = ["gzip", "zstd"].map(|compression| {
@@ -237,6 +241,7 @@ impl Bench {
                 let store = self.fresh(compression, run);
                 let mut pull = self.ours(&store);
                 pull.args(["pull", "--tls-verify=false", name]);
+                self.settle(&self.registry())?;
                 samples.take("bedplate pull", &self.place, &mut pull)?;
                 remove(&store)?;
             }
@@ -278,6 +283,7 @@ impl Bench {
             unpack.arg("--rootless");
         }
         unpack.arg(&bundle);
+        self.settle(&self.registry())?;
         samples.take_sum(
             "skopeo copy, umoci unpack",
             &self.place,
@@ -292,29 +298,47 @@ impl Bench {
         self.fresh("store", run)
     }
 
-    /// A place that no run before it had, not even one of an earlier process: ext4 chooses the block
-    /// group by the name.
     fn fresh(&self, what: &str, run: usize) -> PathBuf {
-        self.place
-            .join(format!("{what}-{run}-{}", std::process::id()))
+        self.place.join(format!("{what}-{run}"))
+    }
+
+    fn registry(&self) -> PathBuf {
+        self.place.join("registry")
+    }
+
+    /// Lets no run pay for the removal of the one before, and reads `input` into the page cache.
+    ///
+    /// For each new file ext4 looks at the inodes near it that were removed in the last minutes, as long
+    /// as their blocks are cached: measured, the second of two pulls took twice the wall time and four
+    /// times the system time of the first. So the caches are dropped, where this process may.
+    fn settle(&self, input: &Path) -> Result<()> {
+        if !self.settles {
+            return Ok(());
+        }
+        run::output(&mut Command::new("sync"))?;
+        if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "1") {
+            eprintln!("bench: caches are not dropped between runs: {error}");
+        }
+        for program in [
+            self.bedplate.as_os_str(),
+            "ostree".as_ref(),
+            "skopeo".as_ref(),
+            "umoci".as_ref(),
+        ] {
+            run::output(Command::new(program).arg("--version"))?;
+        }
+        run::output(
+            Command::new("find")
+                .arg(input)
+                .args(["-type", "f", "-exec", "cksum", "{}", "+"]),
+        )?;
+        Ok(())
     }
 
     fn ours(&self, store: &Path) -> Command {
         let mut command = Command::new(&self.bedplate);
         command.arg("--quiet").arg("--store").arg(store);
         command
-    }
-}
-
-/// Asks ext4 to put each directory below `place` into block groups of its own.
-///
-/// It passes over inodes that were removed in the last minutes, looking at each of them for every new
-/// file: with two runs in the same groups, the second would pay for removing the first (measured: twice
-/// the wall time, and four times the system time). What is not ext4 has no such flag, and needs none.
-fn spread_directories(place: &Path) {
-    let flagged = run::output(Command::new("chattr").arg("+T").arg(place));
-    if let Err(error) = flagged {
-        eprintln!("bench: the runs share their place on the disk: {error:#}");
     }
 }
 

@@ -169,7 +169,8 @@ fn header(tree: &Path, times: usize) -> Result<String> {
         "# Benchmarks\n\n\
          Written by `cargo xtask bench`; how and why is in `xtask/src/bench.rs`. Ours and the peers' runs\n\
          alternate, each {times} times, with the page cache warm; wall time includes making it durable.\n\
-         Each run writes into block groups of its own, so that none pays for the removal of another's output.\n\n\
+         Before each run the caches are dropped and its input is read again, so that none pays for the removal\n\
+         of another's output.\n\n\
          - tree v1: Debian 12 with a server's packages: {} files, {} directories, {} symlinks, {} MB\n\
          - machine: {cores} cores, {model}\n\
          - Bedplate at {commit}; ostree {}; {}; {}\n\n",
