@@ -27,6 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{FileContent, ImageName, ObjectId, RootDigest, RuleSet, Sha256, Tree};
+use bedplate_sys::direct::DirectFile;
 use bedplate_sys::lock::Lock;
 use bedplate_sys::{durable, files, space, verity};
 
@@ -222,6 +223,9 @@ impl<'store> Transaction<'store> {
         }
         let part = self.new_part("an object")?;
         space::reserve(&part.file, size).map_err(|error| self.write_error("an object", error))?;
+        let mut out = self
+            .large_file(&part.file, size)
+            .map_err(|error| self.write_error("an object", error))?;
         let mut hasher = Hasher::new(self.store.algorithm());
         let mut buffer = self.buffers.take();
         let mut found = 0_u64;
@@ -232,10 +236,10 @@ impl<'store> Transaction<'store> {
                 break;
             }
             hasher.update(&buffer[..count]);
-            (&part.file)
-                .write_all(&buffer[..count])
+            out.write_all(&buffer[..count])
                 .map_err(|error| self.write_error("an object", error))?;
         }
+        drop(out);
         if found != size {
             return Err(PutError::WrongSize {
                 wanted: size,
@@ -639,6 +643,15 @@ impl<'store> Transaction<'store> {
             transaction: self,
             name,
             file,
+        })
+    }
+
+    /// Chooses how a large file is written: past the page cache, unless it is to be sealed, for which the
+    /// kernel would read it from the disk again.
+    fn large_file<'a>(&self, file: &'a File, size: u64) -> io::Result<Box<dyn io::Write + 'a>> {
+        Ok(match self.store.sealing() {
+            Sealing::Unsealed => Box::new(DirectFile::new(file, size)?),
+            Sealing::Sealed => Box::new(file),
         })
     }
 

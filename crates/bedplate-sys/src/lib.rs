@@ -5,6 +5,7 @@
 #![allow(unsafe_code)] // the one crate that may: see above
 
 pub mod block;
+pub mod direct;
 pub mod durable;
 pub mod files;
 pub mod lock;
