@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use bedplate_model::RootDigest;
+use anyhow::{Context, Result, bail};
+use bedplate_model::{
+    Content, ErofsVersion, FileContent, Metadata, Name, Node, ObjectId, RootDigest, Tree,
+};
 use bedplate_store::{Store, erofs};
 
 use super::sample::Samples;
@@ -26,4 +28,43 @@ pub(super) fn measure(store: &Path, root: &str, times: usize) -> Result<Samples>
         samples.take_wall(started.elapsed());
     }
     Ok(samples)
+}
+
+/// `cargo xtask bench inside WORK …`: what is measured in a process of its own, from outside.
+pub(super) fn inside(work: &str, arguments: &[&str]) -> Result<()> {
+    match (work, arguments) {
+        ("erofs", [files]) => made_up(files.parse().context("reading the number of files")?),
+        _ => bail!("`bench inside` has no such work"),
+    }
+}
+
+/// Makes a tree of so many files in memory, a hundred in each directory, and writes its image to nowhere.
+fn made_up(files: u64) -> Result<()> {
+    let mut tree = Tree::new(Metadata::root_owned(0o755));
+    let mut directory = Tree::ROOT;
+    for number in 0..files {
+        if number % 100 == 0 {
+            let node = Node::new(Metadata::root_owned(0o755), Content::empty_directory());
+            directory = tree.insert(Tree::ROOT, name(number)?, node)?;
+        }
+        // No two files have the same content, as it is with objects.
+        let mut digest = [0; 32];
+        digest[..8].copy_from_slice(&number.to_le_bytes());
+        let content = FileContent::Object {
+            id: ObjectId::Sha256(digest),
+            size: 10_000 + number,
+        };
+        let node = Node::new(Metadata::root_owned(0o644), Content::File(content));
+        tree.insert(directory, name(number)?, node)?;
+    }
+    let options = erofs::Options {
+        version: ErofsVersion::V1,
+        hard_links: erofs::HardLinks::Keep,
+    };
+    erofs::write(&tree, &options, &mut std::io::sink()).context("writing the image")?;
+    Ok(())
+}
+
+fn name(number: u64) -> Result<Name> {
+    Ok(Name::try_from(format!("entry-{number}").as_str())?)
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::sample::Samples;
+use super::trees::Trees;
 use crate::{run, workspace};
 
 /// One kind of work.
@@ -32,22 +33,37 @@ pub(super) enum Target {
     PeakMegabytes(u32),
 }
 
-/// All figures of one run.
+/// A figure that is no run of a program: a size, a growth.
+pub(super) struct Fact {
+    /// What was to be reached.
+    pub(super) goal: &'static str,
+    /// What was.
+    pub(super) reached: String,
+    pub(super) met: bool,
+}
+
+/// All figures of one suite.
 pub(super) struct Report {
     header: String,
     rows: Vec<Row>,
+    facts: Vec<Fact>,
 }
 
 impl Report {
-    pub(super) fn new(tree: &Path, times: usize) -> Result<Self> {
+    pub(super) fn new(trees: &Trees, times: usize) -> Result<Self> {
         Ok(Self {
-            header: header(tree, times)?,
+            header: header(trees, times)?,
             rows: Vec::new(),
+            facts: Vec::new(),
         })
     }
 
     pub(super) fn add(&mut self, row: Row) {
         self.rows.push(row);
+    }
+
+    pub(super) fn add_fact(&mut self, fact: Fact) {
+        self.facts.push(fact);
     }
 
     /// The report as it stands in `docs/benchmarks.md`; `judged` compares with the targets.
@@ -76,8 +92,21 @@ impl Report {
                 }
             }
         }
+        for fact in &self.facts {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} |",
+                fact.goal,
+                fact.reached,
+                verdict(fact.met)
+            );
+        }
         text
     }
+}
+
+fn verdict(met: bool) -> &'static str {
+    if met { "met" } else { "**MISSED**" }
 }
 
 fn figures(samples: &Samples) -> String {
@@ -123,15 +152,49 @@ fn judge(row: &Row, target: Target) -> Option<String> {
             (goal, format!("{peak:.0} MB"), peak <= f64::from(limit))
         }
     };
-    let verdict = if met { "met" } else { "**MISSED**" };
     Some(format!(
-        "| {}: {goal} | {reached} | {verdict} |\n",
-        row.what
+        "| {}: {goal} | {reached} | {} |\n",
+        row.what,
+        verdict(met)
     ))
 }
 
-/// What was measured, where, and with which versions.
-fn header(tree: &Path, times: usize) -> Result<String> {
+/// What every section is said under.
+const PREAMBLE: &str = "\
+# Benchmarks
+
+Written by `cargo xtask bench`; how and why is in `xtask/src/bench/`. Ours and the peers' runs alternate,
+with the page cache warm; wall time includes making it durable. Before each run the caches are dropped and
+its input is read again, so that none pays for the removal of another's output.
+";
+
+/// Puts `text` in the place of the section `title` of the file at `path`, or behind the last one.
+pub(super) fn write_section(path: &Path, title: &str, text: &str) -> Result<()> {
+    let old = fs::read_to_string(path).unwrap_or_default();
+    fs::write(path, with_section(&old, title, text))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+fn with_section(old: &str, title: &str, text: &str) -> String {
+    let heading = |section: &str| section.lines().next().unwrap_or_default().to_owned();
+    let mut sections: Vec<String> = old.split("\n## ").skip(1).map(str::to_owned).collect();
+    let new = format!("{title}\n\n{}", text.trim_end());
+    match sections
+        .iter_mut()
+        .find(|section| heading(section) == title)
+    {
+        Some(section) => *section = new,
+        None => sections.push(new),
+    }
+    let mut out = PREAMBLE.to_owned();
+    for section in sections {
+        let _ = write!(out, "\n## {}\n", section.trim_end());
+    }
+    out
+}
+
+/// What a tree is made of.
+fn described(tree: &Path) -> Result<String> {
     let entries = run::output(Command::new("find").arg(tree).args(["-printf", "%y\n"]))?;
     let count = |kind: &str| entries.lines().filter(|line| *line == kind).count();
     let bytes = run::output(
@@ -144,6 +207,17 @@ fn header(tree: &Path, times: usize) -> Result<String> {
         .next()
         .and_then(|number| number.parse().ok())
         .context("reading what du said")?;
+    Ok(format!(
+        "{} files, {} directories, {} symlinks, {} MB",
+        count("f"),
+        count("d"),
+        count("l"),
+        bytes / 1_000_000
+    ))
+}
+
+/// What was measured, where, and with which versions.
+fn header(trees: &Trees, times: usize) -> Result<String> {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu
         .lines()
@@ -166,20 +240,32 @@ fn header(tree: &Path, times: usize) -> Result<String> {
         "",
     );
     Ok(format!(
-        "# Benchmarks\n\n\
-         Written by `cargo xtask bench`; how and why is in `xtask/src/bench.rs`. Ours and the peers' runs\n\
-         alternate, each {times} times, with the page cache warm; wall time includes making it durable.\n\
-         Before each run the caches are dropped and its input is read again, so that none pays for the removal\n\
-         of another's output.\n\n\
-         - tree v1: Debian 12 with a server's packages: {} files, {} directories, {} symlinks, {} MB\n\
+        "- tree v1: {}\n\
+         - tree v2: {}\n\
          - machine: {cores} cores, {model}\n\
+         - each {times} times\n\
          - Bedplate at {commit}; ostree {}; {}; {}\n\n",
-        count("f"),
-        count("d"),
-        count("l"),
-        bytes / 1_000_000,
+        described(&trees.v1)?,
+        described(&trees.v2)?,
         version(Command::new("ostree").arg("--version"), "Version").trim_start_matches("Version: "),
         version(Command::new("skopeo").arg("--version"), "skopeo"),
         version(Command::new("umoci").arg("--version"), "umoci"),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_replaced_and_the_others_stay() {
+        let first = with_section("", "One", "1\n");
+        let both = with_section(&first, "Two", "2\n");
+        assert_eq!(both, format!("{PREAMBLE}\n## One\n\n1\n\n## Two\n\n2\n"));
+        let changed = with_section(&both, "One", "1a\n");
+        assert_eq!(
+            changed,
+            format!("{PREAMBLE}\n## One\n\n1a\n\n## Two\n\n2\n")
+        );
+    }
 }

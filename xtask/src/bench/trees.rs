@@ -22,32 +22,57 @@ const CUSTOMIZE: &str =
 /// How many files the small tree has.
 const SMALL_FILES: u32 = 2000;
 
-/// Opens the tree for this extent, or makes it.
-pub(super) fn open_or_make(extent: Extent) -> Result<PathBuf> {
-    let place = workspace::target("bench");
-    fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
-    match extent {
-        Extent::Full => {
-            let mirrors = Mirrors::of_this_machine()?;
-            let mut arguments = bare(PACKAGES);
-            arguments.push(format!("--customize-hook={CUSTOMIZE}"));
-            arguments.extend(suite(&[source(&mirrors.archive, "bookworm")]));
-            let recipe = Recipe {
-                name: "a Debian 12 server of about 1 GB".to_owned(),
-                arguments,
-            };
-            Ok(recipe.open_or_make(&place)?.path)
+/// What [`PACKAGES`] becomes in the next version.
+const MORE_PACKAGES: &str = "tmux,htop,jq,nginx-light,ostree,skopeo";
+
+/// Two versions of a system.
+pub(super) struct Trees {
+    /// The first one.
+    pub(super) v1: PathBuf,
+    /// The same after an upgrade, another kernel included, with some packages more.
+    pub(super) v2: PathBuf,
+}
+
+impl Trees {
+    /// Opens the trees for this extent, or makes them.
+    pub(super) fn open_or_make(extent: Extent) -> Result<Self> {
+        let place = workspace::target("bench");
+        fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
+        if extent == Extent::Small {
+            let (v1, v2) = (place.join("small"), place.join("small-2"));
+            make_small(&v1, "")?;
+            make_small(&v2, "of the next version\n")?;
+            return Ok(Self { v1, v2 });
         }
-        Extent::Small => {
-            let path = place.join("small");
-            make_small(&path)?;
-            Ok(path)
+        let mirrors = Mirrors::of_this_machine()?;
+        let released = [source(&mirrors.archive, "bookworm")];
+        let mut upgraded = released.to_vec();
+        upgraded.push(source(&mirrors.archive, "bookworm-updates"));
+        if let Some(security) = &mirrors.security {
+            upgraded.push(source(security, "bookworm-security"));
         }
+        let v1 = make_real("a Debian 12 server of about 1 GB", PACKAGES, &released);
+        let packages = format!("{PACKAGES},{MORE_PACKAGES}");
+        let v2 = make_real("the same server, upgraded", &packages, &upgraded);
+        Ok(Self {
+            v1: v1.open_or_make(&place)?.path,
+            v2: v2.open_or_make(&place)?.path,
+        })
     }
 }
 
-/// Makes a tree of text-like files, the same each time.
-fn make_small(path: &std::path::Path) -> Result<()> {
+fn make_real(name: &str, packages: &str, sources: &[String]) -> Recipe {
+    let mut arguments = bare(packages);
+    arguments.push(format!("--customize-hook={CUSTOMIZE}"));
+    arguments.extend(suite(sources));
+    Recipe {
+        name: name.to_owned(),
+        arguments,
+    }
+}
+
+/// Makes a tree of text-like files, the same each time; every tenth ends with `change`.
+fn make_small(path: &std::path::Path, change: &str) -> Result<()> {
     let mut state: u32 = 1;
     for number in 0..SMALL_FILES {
         let directory = path.join(format!("d{}", number % 40));
@@ -59,6 +84,9 @@ fn make_small(path: &std::path::Path) -> Result<()> {
         for _ in 0..lines {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             content.extend_from_slice(format!("line {state:x} of file {number}\n").as_bytes());
+        }
+        if number % 10 == 0 {
+            content.extend_from_slice(change.as_bytes());
         }
         let file = directory.join(format!("f{number}"));
         fs::write(&file, content).with_context(|| format!("writing {}", file.display()))?;
