@@ -9,6 +9,7 @@
 //!   layers/<hex>       layer tables, named by the layer's diff_id
 //!   blobs/<hex>        manifests and configs as received, named by their SHA-256
 //!   refs/<name>        image names that point at images        pins/<name>   other holders of images
+//!   index/sha256       contents' SHA-256 → objects: a cache
 //!   tmp/<txn>/         what is not committed yet, held by a flock     trash/  condemned by gc
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod diff;
 pub mod erofs;
 pub mod fsck;
 pub mod gc;
+pub mod index;
 mod item;
 pub mod layer;
 mod object;
@@ -44,6 +46,7 @@ pub use checkout::{CheckoutError, CheckoutOptions, checkout};
 pub use diff::diff;
 pub use fsck::Finding;
 pub use gc::{GcPolicy, GcReport};
+pub use index::{Index, IndexError, Located, RebuiltIndex};
 pub use item::Item;
 pub use object::{ReadContentError, objects_of};
 pub use refs::{Pin, RefTarget, RefsError};
