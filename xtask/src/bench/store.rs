@@ -1,6 +1,6 @@
 //! What a store does all day: commit, commit again, images, fsck, diff, gc, and how it grows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -8,10 +8,13 @@ use anyhow::{Context, Result};
 use super::report::{Fact, Report, Row, Target};
 use super::sample::Samples;
 use super::{Bench, NAME, commit_theirs, image, make_repository, ostree, remove, root_of};
-use crate::run;
+use crate::{run, workspace};
 
 /// What the second version is called in our stores.
 const NEXT: &str = "localhost/bench:v2";
+
+/// The version of the crate `composefs-ctl`.
+const CFSCTL: &str = "0.9.4";
 
 const OSTREE: &str = "ostree, bare repository";
 
@@ -35,8 +38,9 @@ impl Bench {
     /// Into an empty store, and again with nothing changed. The stores of the last run stay, as the first.
     fn commit_twice(&self, report: &mut Report) -> Result<()> {
         let tree = &self.trees.v1;
-        let mut samples: [Samples; 4] = Default::default();
-        let [ours, theirs, ours_again, theirs_again] = &mut samples;
+        let mut samples: [Samples; 5] = Default::default();
+        let [ours, theirs, ours_again, theirs_again, cfsctls] = &mut samples;
+        let cfsctl = self.full.then(cfsctl).transpose()?;
         for run in (0..self.times).rev() {
             let (store, repository) = (self.store(run), self.fresh("ostree", run));
             self.settle(tree)?;
@@ -62,12 +66,30 @@ impl Bench {
                 &self.place,
                 &mut commit_theirs(&repository, tree, "v1"),
             )?;
+            if let Some(program) = &cfsctl {
+                let repository = self.fresh("composefs", run);
+                self.settle(tree)?;
+                run::output(on_composefs(program, &repository).args(["init", "--insecure"]))?;
+                let mut command = on_composefs(program, &repository);
+                command.args(["create-image", "--no-propagate-usr-to-root"]);
+                command.arg(tree).arg("v1");
+                cfsctls.take("cfsctl create-image", &self.place, &mut command)?;
+                remove(&repository)?;
+            }
             if run > 0 {
                 remove(&store)?;
                 remove(&repository)?;
             }
         }
-        let [ours, theirs, ours_again, theirs_again] = samples;
+        let [ours, theirs, ours_again, theirs_again, cfsctls] = samples;
+        if cfsctl.is_some() {
+            report.add(Row {
+                what: "the same image, against the composefs tool",
+                ours: ours.clone(),
+                peer: Some(("cfsctl create-image, no fs-verity", cfsctls)),
+                targets: vec![Target::Wall(0.8)],
+            });
+        }
         report.add(Row {
             what: "commit v1 into an empty store",
             ours,
@@ -254,6 +276,28 @@ fn disk(report: &mut Report, store: &Path, repository: &Path) -> Result<()> {
         met: ratio <= 1.0,
     });
     Ok(())
+}
+
+/// Builds the composefs tool from its crate, or finds it built.
+fn cfsctl() -> Result<PathBuf> {
+    let root = workspace::target("bench/tools");
+    let program = root.join("bin/cfsctl");
+    if !program.exists() {
+        println!("  building cfsctl {CFSCTL} (some minutes) …");
+        run::output(
+            Command::new("cargo")
+                .args(["install", "--locked", "composefs-ctl", "--version", CFSCTL])
+                .args(["--no-default-features", "--features", "pre-6.15", "--root"])
+                .arg(&root),
+        )?;
+    }
+    Ok(program)
+}
+
+fn on_composefs(program: &Path, repository: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(["--hash", "sha256", "--repo"]).arg(repository);
+    command
 }
 
 /// Bytes of disk that a directory takes.
