@@ -11,6 +11,7 @@ use bedplate_model::Sha256;
 use futures_util::stream;
 
 use super::error::{ApiError, put, received};
+use super::limits::Peer;
 use super::route::{Repository, parse_digest};
 use super::storage::read_at;
 use super::uploads::{Taken, Upload};
@@ -86,11 +87,14 @@ impl Registry {
     pub(super) async fn open_upload(
         self,
         repository: Repository,
+        peer: Peer,
         request: Request,
     ) -> Result<Response, ApiError> {
-        if let (Some(mount), Some(from)) = (query(&request, "mount"), query(&request, "from")) {
-            let digest = parse_digest(&mount)?;
-            let from = Repository::parse(&from)?;
+        // An offer that is none here is like one that was not made: the client sends the blob.
+        let offer = query(&request, "mount").zip(query(&request, "from"));
+        if let Some((mount, from)) = offer
+            && let (Ok(digest), Ok(from)) = (parse_digest(&mount), Repository::parse(&from))
+        {
             let to = repository.clone();
             let mounted = self
                 .on_disk(move |storage| {
@@ -108,7 +112,7 @@ impl Registry {
         let digest = query(&request, "digest")
             .map(|text| parse_digest(&text))
             .transpose()?;
-        let id = self.uploads.open(&self.storage, &repository)?;
+        let id = self.uploads.open(&self.storage, &repository, peer)?;
         match digest {
             None => Ok(accepted(&repository, &id, 0)),
             Some(digest) => self.finish(repository, id, digest, request).await,
@@ -165,13 +169,13 @@ impl Registry {
         }
         // From here on the session ends, whatever comes.
         if upload.digest() != digest {
-            let path = upload.path;
-            self.on_disk(move |_| std::fs::remove_file(path)).await?;
             return Err(ApiError::DigestInvalid(digest.to_string()));
         }
         let into = repository.clone();
-        self.on_disk(move |storage| storage.keep_upload(&into, upload.file, &upload.path, &digest))
-            .await?;
+        self.on_disk(move |storage| {
+            storage.keep_upload(&into, upload.file(), upload.path(), &digest)
+        })
+        .await?;
         drop(taken);
         Ok(created(&repository, &digest))
     }
@@ -181,9 +185,7 @@ impl Registry {
         repository: &Repository,
         id: &str,
     ) -> Result<Response, ApiError> {
-        let (upload, taken) = self.uploads.take(repository, id)?;
-        std::fs::remove_file(&upload.path)?;
-        drop(taken);
+        drop(self.uploads.take(repository, id)?);
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 
@@ -195,24 +197,35 @@ impl Registry {
         request: Request,
     ) -> Result<(Upload, Taken, Result<(), ApiError>), ApiError> {
         let (upload, taken) = self.uploads.take(repository, id)?;
-        let start = request
+        let range = request
             .headers()
             .get(header::CONTENT_RANGE)
-            .map(|value| content_range_start(value.to_str().unwrap_or_default()));
-        let in_order = match start {
-            None => Ok(()),
-            Some(Some(start)) if start == upload.offset => Ok(()),
+            .map(|value| content_range(value.to_str().unwrap_or_default()));
+        let max = match range {
+            None => Ok(u64::MAX),
+            Some(Some((start, len))) if start == upload.offset => {
+                let said = request.headers().get(header::CONTENT_LENGTH);
+                let said = said.and_then(|said| said.to_str().ok()?.parse::<u64>().ok());
+                match said {
+                    Some(said) if said != len => Err(ApiError::SizeInvalid),
+                    _ => Ok(len),
+                }
+            }
             Some(Some(_)) => Err(ApiError::OutOfOrder {
                 offset: upload.offset,
                 location: upload_location(repository, id),
             }),
             Some(None) => Err(ApiError::UploadInvalid("its Content-Range is none")),
         };
-        if let Err(error) = in_order {
-            taken.put_back(upload);
-            return Err(error);
-        }
-        let (upload, outcome) = upload.receive(request.into_body()).await;
+        let max = match max {
+            Ok(max) => max,
+            Err(error) => {
+                taken.put_back(upload);
+                return Err(error);
+            }
+        };
+        let body = request.into_body();
+        let (upload, outcome) = upload.receive(body, max, &self.limits).await;
         Ok((upload, taken, outcome))
     }
 }
@@ -298,13 +311,14 @@ fn parse_range(value: &str, size: u64) -> Result<Option<(u64, u64)>, ApiError> {
     Ok(Some(range))
 }
 
-/// Parses the start of an upload's `Content-Range: <start>-<end>`; `bytes ` before it is tolerated.
-fn content_range_start(value: &str) -> Option<u64> {
+/// Parses an upload's `Content-Range: <start>-<end>` into its start and its length; `bytes ` before it is
+/// tolerated.
+fn content_range(value: &str) -> Option<(u64, u64)> {
     let value = value.strip_prefix("bytes ").unwrap_or(value);
     let (start, rest) = value.split_once('-')?;
     let end = rest.split('/').next()?;
     let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
-    (start <= end).then_some(start)
+    Some((start, end.checked_sub(start)?.checked_add(1)?))
 }
 
 #[cfg(test)]
@@ -333,11 +347,11 @@ mod tests {
     }
 
     #[test]
-    fn the_start_of_a_chunk_is_read_with_and_without_a_unit() {
-        assert_eq!(content_range_start("5-9"), Some(5));
-        assert_eq!(content_range_start("bytes 5-9/*"), Some(5));
-        for text in ["", "5", "9-5", "-5", "a-b"] {
-            assert_eq!(content_range_start(text), None, "{text}");
+    fn the_range_of_a_chunk_is_read_with_and_without_a_unit() {
+        assert_eq!(content_range("5-9"), Some((5, 5)));
+        assert_eq!(content_range("bytes 5-9/*"), Some((5, 5)));
+        for text in ["", "5", "9-5", "-5", "a-b", "0-18446744073709551615"] {
+            assert_eq!(content_range(text), None, "{text}");
         }
     }
 }

@@ -32,6 +32,8 @@ pub(super) enum ApiError {
     UploadInvalid(&'static str),
     #[error("the upload stands at {offset}; send from there")]
     OutOfOrder { offset: u64, location: String },
+    #[error("the body is not as long as its Content-Range says")]
+    SizeInvalid,
     #[error("the range lies outside of the {size} bytes")]
     RangeUnsatisfiable { size: u64 },
     #[error("too many uploads at once; try again later")]
@@ -57,6 +59,7 @@ impl ApiError {
             Self::DigestInvalid(_) => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
             Self::UploadUnknown => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
             Self::UploadInvalid(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
+            Self::SizeInvalid => (StatusCode::BAD_REQUEST, "SIZE_INVALID"),
             Self::OutOfOrder { .. } | Self::RangeUnsatisfiable { .. } => {
                 (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID")
             }

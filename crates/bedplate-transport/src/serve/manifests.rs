@@ -6,12 +6,12 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bedplate_model::Sha256;
 use bedplate_model::oci::{DOCUMENT_MAX, OCI_MANIFEST};
-use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 use sha2::Digest as _;
 
 use super::Registry;
 use super::blobs::CONTENT_DIGEST;
+use super::connections::{Cut, piece};
 use super::error::{ApiError, put};
 use super::route::{Reference, Repository};
 use super::storage::StoredManifest;
@@ -140,17 +140,7 @@ impl Registry {
                     .trim()
                     .to_owned()
             });
-        let bytes = Limited::new(request.into_body(), DOCUMENT_MAX as usize)
-            .collect()
-            .await
-            .map_err(|error| {
-                if error.is::<http_body_util::LengthLimitError>() {
-                    ApiError::ManifestTooLarge(DOCUMENT_MAX)
-                } else {
-                    ApiError::ManifestInvalid("its body broke off".into())
-                }
-            })?
-            .to_bytes();
+        let bytes = self.read_document(request.into_body()).await?;
         let digest = Sha256(sha2::Sha256::digest(&bytes).into());
         if let Reference::Digest(wanted) = reference
             && wanted != digest
@@ -193,6 +183,22 @@ impl Registry {
             put(headers, SUBJECT, &subject.to_string());
         }
         Ok(response)
+    }
+
+    async fn read_document(&self, mut body: Body) -> Result<Vec<u8>, ApiError> {
+        let mut bytes = Vec::new();
+        loop {
+            match piece(&mut body, self.limits.silence).await {
+                Ok(None) => return Ok(bytes),
+                Ok(Some(piece)) if (bytes.len() + piece.len()) as u64 > DOCUMENT_MAX => {
+                    return Err(ApiError::ManifestTooLarge(DOCUMENT_MAX));
+                }
+                Ok(Some(piece)) => bytes.extend_from_slice(&piece),
+                Err(Cut::Silent | Cut::Broken) => {
+                    return Err(ApiError::ManifestInvalid("its body broke off".into()));
+                }
+            }
+        }
     }
 
     /// Refuses a manifest that points at what the repository does not have.

@@ -1,14 +1,17 @@
 //! The embedded registry: the OCI distribution specification 1.1 over a directory.
 //!
 //! ```text
-//! request ─→ route ─→ manifests · blobs · uploads · lists ─→ storage ─→ <dir>/{blobs,repositories,uploads}
+//! connections ─→ request ─→ route ─→ manifests · blobs · uploads · lists ─→ storage ─→ <dir>/{blobs,repositories,uploads}
 //! ```
 //!
 //! Invariants: nothing has a name before its digest was checked and its bytes were flushed; whatever a
-//! client sends ends in an answer; a name from a request is parsed before it touches a path.
+//! client sends ends in an answer; a name from a request is parsed before it touches a path; what a client
+//! holds is bounded in number and in time.
 
 mod blobs;
+mod connections;
 mod error;
+mod limits;
 mod lists;
 mod manifests;
 mod route;
@@ -23,24 +26,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+pub use limits::Limits;
+
+use connections::Connections;
 use error::ApiError;
+use limits::Peer;
 use route::Route;
 use storage::Storage;
 use uploads::Uploads;
 
 /// How long open connections may go on after the server was told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How often uploads that rest too long are looked for.
+const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What every request reaches.
 #[derive(Clone, Debug)]
 struct Registry {
+    limits: Limits,
     storage: Arc<Storage>,
     uploads: Arc<Uploads>,
 }
@@ -55,7 +64,7 @@ pub struct Server {
 
 impl Server {
     /// Opens the directory and listens; port 0 takes a free one.
-    pub async fn bind(address: SocketAddr, dir: &Path) -> Result<Self, ServeError> {
+    pub async fn bind(address: SocketAddr, dir: &Path, limits: Limits) -> Result<Self, ServeError> {
         let storage = Storage::open(dir).map_err(|source| ServeError::Storage {
             dir: dir.to_owned(),
             source,
@@ -67,8 +76,9 @@ impl Server {
             listener,
             address,
             registry: Registry {
+                limits,
                 storage: Arc::new(storage),
-                uploads: Arc::default(),
+                uploads: Arc::new(Uploads::new(limits)),
             },
         })
     }
@@ -79,31 +89,21 @@ impl Server {
     }
 
     /// Serves until `stop` is ready; requests that run then have a few seconds to end.
-    pub async fn run_until(
-        self,
-        stop: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), ServeError> {
-        let address = self.address;
-        let (stopped, told) = oneshot::channel();
-        let app = Router::new().fallback(serve).with_state(self.registry);
-        let serving = axum::serve(self.listener, app).with_graceful_shutdown(async move {
-            stop.await;
-            // Nobody waits for it only when the server is gone already.
-            let _ = stopped.send(());
-        });
-        let too_long = async {
-            if told.await.is_ok() {
-                tokio::time::sleep(STOP_GRACE).await;
-            } else {
-                std::future::pending::<()>().await;
+    pub async fn run_until(self, stop: impl Future<Output = ()> + Send) {
+        let connections = Connections::new(self.registry.limits);
+        let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                _ = tidy.tick() => self.registry.uploads.forget_idle(),
+                accepted = connections.accept(&self.listener) => {
+                    connections.serve(accepted, self.registry.clone());
+                }
             }
-        };
-        tokio::select! {
-            done = serving.into_future() => {
-                done.map_err(|source| ServeError::Listen { address, source })
-            }
-            () = too_long => Ok(()),
         }
+        drop(self.listener);
+        connections.finish(STOP_GRACE).await;
     }
 }
 
@@ -111,18 +111,18 @@ impl Server {
 pub struct Running {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<Result<(), ServeError>>>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Running {
     /// Starts to serve a directory.
-    pub fn start(address: SocketAddr, dir: &Path) -> Result<Self, ServeError> {
+    pub fn start(address: SocketAddr, dir: &Path, limits: Limits) -> Result<Self, ServeError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .map_err(ServeError::Runtime)?;
-        let server = runtime.block_on(Server::bind(address, dir))?;
+        let server = runtime.block_on(Server::bind(address, dir, limits))?;
         let address = server.local_addr();
         let (stop, told) = oneshot::channel();
         let thread = std::thread::Builder::new()
@@ -131,7 +131,7 @@ impl Running {
                 runtime.block_on(server.run_until(async {
                     // A handle that was dropped stops the server too.
                     let _ = told.await;
-                }))
+                }));
             })
             .map_err(ServeError::Runtime)?;
         Ok(Self {
@@ -147,24 +147,19 @@ impl Running {
     }
 
     /// Stops the server and waits for it.
-    pub fn stop(mut self) -> Result<(), ServeError> {
-        self.end()
-    }
-
-    fn end(&mut self) -> Result<(), ServeError> {
-        self.stop.take();
-        match self.thread.take().map(std::thread::JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-        }
+    pub fn stop(self) {
+        drop(self);
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Who wants to know calls `stop`.
-        let _ = self.end();
+        self.stop.take();
+        if let Some(Err(panic)) = self.thread.take().map(std::thread::JoinHandle::join)
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
     }
 }
 
@@ -192,7 +187,7 @@ pub fn serve_until_signal(
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
-        let server = Server::bind(address, dir).await?;
+        let server = Server::bind(address, dir, Limits::default()).await?;
         ready(server.local_addr());
         server
             .run_until(async move {
@@ -201,12 +196,13 @@ pub fn serve_until_signal(
                     _ = terminate.recv() => {}
                 }
             })
-            .await
+            .await;
+        Ok(())
     })
 }
 
-async fn serve(State(registry): State<Registry>, request: Request) -> Response {
-    let mut response = match registry.answer(request).await {
+async fn serve(registry: Registry, peer: Peer, request: Request) -> Response {
+    let mut response = match registry.answer(peer, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     };
@@ -218,7 +214,7 @@ async fn serve(State(registry): State<Registry>, request: Request) -> Response {
 }
 
 impl Registry {
-    async fn answer(self, request: Request) -> Result<Response, ApiError> {
+    async fn answer(self, peer: Peer, request: Request) -> Result<Response, ApiError> {
         let route = Route::parse(request.uri().path())?;
         let method = request.method().clone();
         match (route, method) {
@@ -240,7 +236,7 @@ impl Registry {
                 _ => Err(ApiError::MethodNotAllowed),
             },
             (Route::NewUpload(repository), Method::POST) => {
-                self.open_upload(repository, request).await
+                self.open_upload(repository, peer, request).await
             }
             (Route::Upload(repository, id), method) => match method {
                 Method::GET => self.upload_status(&repository, &id),

@@ -134,11 +134,12 @@ impl Storage {
         Ok(Some((file, size)))
     }
 
-    /// Gives a finished upload its name. The caller has checked that its bytes hash to `digest`.
+    /// Gives a finished upload another name: its digest. The caller has checked that its bytes hash to
+    /// that, and removes its first name.
     pub(super) fn keep_upload(
         &self,
         repository: &Repository,
-        upload: File,
+        upload: &File,
         path: &Path,
         digest: &Sha256,
     ) -> io::Result<()> {
@@ -152,7 +153,6 @@ impl Storage {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        fs::remove_file(path)?;
         self.add_blob(repository, digest) // 3. … and before a repository has them.
     }
 

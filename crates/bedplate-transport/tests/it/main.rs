@@ -3,6 +3,7 @@
 mod fake;
 mod hostile;
 mod interop;
+mod limits;
 mod linked;
 mod raw;
 mod serving;

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 /// An answer, taken apart.
 #[derive(Debug)]
@@ -48,6 +49,10 @@ pub(crate) fn request(
 
 /// Reads an answer to its end.
 pub(crate) fn answer(mut stream: TcpStream) -> Answer {
+    // Only a test that fails waits so long.
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     let end = bytes

@@ -3,39 +3,53 @@
 use std::net::SocketAddr;
 
 use bedplate_model::Sha256;
-use bedplate_transport::serve::Running;
+use bedplate_transport::serve::{Limits, Running};
 use sha2::Digest as _;
 
 use crate::raw::{Answer, request};
 
-struct Registry {
+pub(crate) struct Registry {
     running: Running,
     dir: tempfile::TempDir,
 }
 
 impl Registry {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::with(Limits::default())
+    }
+
+    pub(crate) fn with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let running = Running::start(SocketAddr::from(([127, 0, 0, 1], 0)), dir.path()).unwrap();
+        let running = Running::start(loopback(), dir.path(), limits).unwrap();
         Self { running, dir }
     }
 
     fn restart(self) -> Self {
         let Self { running, dir } = self;
-        running.stop().unwrap();
-        let running = Running::start(SocketAddr::from(([127, 0, 0, 1], 0)), dir.path()).unwrap();
+        running.stop();
+        let running = Running::start(loopback(), dir.path(), Limits::default()).unwrap();
         Self { running, dir }
     }
 
-    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.running.local_addr()
+    }
+
+    pub(crate) fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
         request(self.running.local_addr(), method, path, headers, body)
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[], b"")
     }
 
-    fn put_blob(&self, repository: &str, bytes: &[u8]) -> Sha256 {
+    pub(crate) fn put_blob(&self, repository: &str, bytes: &[u8]) -> Sha256 {
         let digest = digest(bytes);
         let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
         assert_eq!(self.ask("POST", &path, &[], bytes).status, 201);
@@ -43,7 +57,7 @@ impl Registry {
     }
 
     /// Stores an image without layers, and returns its manifest's digest and bytes.
-    fn put_image(&self, repository: &str, tag: &str, note: &str) -> (Sha256, Vec<u8>) {
+    pub(crate) fn put_image(&self, repository: &str, tag: &str, note: &str) -> (Sha256, Vec<u8>) {
         let config = self.put_blob(repository, b"{}");
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{{"mediaType":"a/b","digest":"{config}","size":2}},"layers":[],"annotations":{{"note":"{note}"}}}}"#
@@ -65,13 +79,17 @@ impl Registry {
     }
 }
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
 
-fn digest(bytes: &[u8]) -> Sha256 {
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+pub(crate) fn digest(bytes: &[u8]) -> Sha256 {
     Sha256(sha2::Sha256::digest(bytes).into())
 }
 
-fn code(answer: &Answer) -> String {
+pub(crate) fn code(answer: &Answer) -> String {
     let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
     body["errors"][0]["code"].as_str().unwrap().to_owned()
 }
@@ -344,7 +362,7 @@ fn pushes_at_once_of_the_same_blob_and_tag_all_succeed() {
 #[test]
 fn one_directory_has_one_server() {
     let registry = Registry::start();
-    let again = Running::start(SocketAddr::from(([127, 0, 0, 1], 0)), registry.dir.path());
+    let again = Running::start(loopback(), registry.dir.path(), Limits::default());
     let error = again.unwrap_err();
     assert!(
         std::error::Error::source(&error)

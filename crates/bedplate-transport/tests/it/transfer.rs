@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use bedplate_model::ImageName;
 use bedplate_model::oci::{Compression, Manifest};
 use bedplate_store::Store;
-use bedplate_transport::serve::Running;
+use bedplate_transport::serve::{Limits, Running};
 use bedplate_transport::{
     Client, ClientOptions, Event, PullOptions, PushError, PushOptions, Recipe,
 };
@@ -19,7 +19,8 @@ pub(crate) fn client() -> Client {
 }
 
 pub(crate) fn serve(dir: &Path) -> Running {
-    Running::start(SocketAddr::from(([127, 0, 0, 1], 0)), dir).unwrap()
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    Running::start(address, dir, Limits::default()).unwrap()
 }
 
 pub(crate) fn name(registry: SocketAddr, rest: &str) -> ImageName {
