@@ -173,7 +173,7 @@ async fn fetch(
     let got = Sha256(hasher.finalize().into());
     if got != digest {
         return Err(RegistryError::WrongDigest {
-            what: what(),
+            what: format!("a blob of {}", remote.repository()),
             wanted: digest,
             got,
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! pull ──→ download ─→ decompress ─→ pipeline ─→ store      package: a tree becomes an image of ours
 //! push ←── compress ←─ pipeline ←─ store
+//!   ├─ layers     each different one once, several at once
 //!   └─ registry   the verbs of the distribution specification
 //!        └─ client     connections, credentials, registries.conf
 //! serve   the embedded registry, for everyone's client
@@ -16,22 +17,27 @@ mod compress;
 mod decompress;
 mod download;
 mod event;
+mod layers;
 mod package;
 mod pipeline;
 mod pull;
 mod push;
 mod registry;
 pub mod serve;
+mod store_error;
 
 pub use client::auth::AuthError;
 pub use client::config::{ConfigError, Registries};
 pub use client::connect::ConnectError;
+pub use client::dns::ResolveError;
 pub use client::http::{BodyError, HttpError};
 pub use client::{Client, ClientError, ClientOptions, Environment, TlsVerify};
 pub use compress::{ParseRecipeError, Recipe};
 pub use decompress::decompress_any;
 pub use event::{Event, Observer};
+pub use layers::LayersError;
 pub use package::{PackageError, PackageOptions, Packaged, package};
 pub use pull::{PullError, PullOptions, Pulled, architecture_here};
 pub use push::{PushError, PushOptions, Pushed};
 pub use registry::RegistryError;
+pub use store_error::StoreError;

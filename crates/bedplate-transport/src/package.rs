@@ -20,12 +20,13 @@ use bedplate_model::oci::{
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{Algorithm, FileContent, NodeId, RootDigest, Sha256, Tree};
 use bedplate_store::layer::{self, Contents, LayerError, WriteTarError};
-use bedplate_store::{PutError, ReadStoreError, Store, Transaction, verity};
+use bedplate_store::{PutError, Store, Transaction, verity};
 use sha2::Digest as _;
 
 use crate::compress::{Compressor, Recipe};
 use crate::pipeline::{self, PieceReader, Pieces};
 use crate::pull::architecture_here;
+use crate::store_error::StoreError;
 
 /// How an image is packaged.
 #[derive(Clone, Debug)]
@@ -82,7 +83,7 @@ pub fn package(
     root: &RootDigest,
     options: &PackageOptions,
 ) -> Result<Packaged, PackageError> {
-    let tree = store.tree(root)?;
+    let tree = store.tree(root).map_err(StoreError::from)?;
     let made = make_layer(store, &tree, options)?;
     let seconds = options.created.unwrap_or_else(|| newest(&tree));
     let created = rfc3339(seconds);
@@ -102,7 +103,9 @@ pub fn package(
         }],
     };
     let config_bytes = serde_json::to_vec(&config).map_err(PackageError::Json)?;
-    let config = transaction.put_blob(&config_bytes)?;
+    let config = transaction
+        .put_blob(&config_bytes)
+        .map_err(StoreError::from)?;
     let mut annotations = options.annotations.clone();
     annotations.insert(ANNOTATION_ROOT.into(), root.to_string());
     annotations.insert(ANNOTATION_CONFIG.into(), config.to_string());
@@ -120,8 +123,12 @@ pub fn package(
         annotations,
     };
     let manifest_bytes = serde_json::to_vec(&manifest).map_err(PackageError::Json)?;
-    let manifest = transaction.put_blob(&manifest_bytes)?;
-    transaction.put_layer(made.diff_id, &made.table)?;
+    let manifest = transaction
+        .put_blob(&manifest_bytes)
+        .map_err(StoreError::from)?;
+    transaction
+        .put_layer(made.diff_id, &made.table)
+        .map_err(StoreError::from)?;
     Ok(Packaged {
         manifest,
         config,
@@ -282,9 +289,9 @@ fn rfc3339(seconds: i64) -> String {
 /// Why an image could not be packaged.
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
-    /// The image could not be read.
+    /// The store failed.
     #[error(transparent)]
-    Read(#[from] ReadStoreError),
+    Store(#[from] StoreError),
     /// Its tar could not be written.
     #[error("cannot make a layer of the image")]
     Tar(#[source] WriteTarError),
@@ -297,9 +304,6 @@ pub enum PackageError {
     /// A document could not be printed.
     #[error("cannot write the image's documents")]
     Json(#[source] serde_json::Error),
-    /// Something could not be stored.
-    #[error(transparent)]
-    Put(#[from] PutError),
 }
 
 #[cfg(test)]

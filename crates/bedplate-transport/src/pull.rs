@@ -11,29 +11,35 @@
 //! the config and each layer against the manifest, each tar against the config, the tree against the
 //! root digest that the manifest announces. Memory does not grow with the size of layers.
 
+use std::collections::HashSet;
 use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bedplate_model::format::Shown;
+use bedplate_model::format::{Shown, Size};
 use bedplate_model::oci::{
     ANNOTATION_CONFIG, ANNOTATION_ROOT, Compression, Config, DOCUMENT_MAX, Descriptor, Document,
     DocumentError, Manifest,
 };
-use bedplate_model::{ImageName, RootDigest, RuleSet, Sha256};
+use bedplate_model::{ImageName, RootDigest, RuleSet, Sha256, Tree};
 use bedplate_store::layer::{self, FlattenError, Layer, LayerError};
-use bedplate_store::{
-    BeginError, CommitError, PutError, ReadStoreError, RefTarget, RefsError, Store, Transaction,
-};
+use bedplate_store::{PutError, RefTarget, Store, Transaction};
 use bytes::Bytes;
 
 use crate::Client;
 use crate::decompress::{self, Budget};
 use crate::download::{Download, DownloadError, fetch_small};
 use crate::event::{Event, Observer};
+use crate::layers::{Layers, LayersError};
 use crate::pipeline::{self, PIECE_LEN};
 use crate::registry::{Access, Fetched, RegistryError, Remote};
+use crate::store_error::StoreError;
+
+/// The most entries that all layers of an image may have together, a layer counted as often as it
+/// appears: time and memory grow with them.
+const ENTRIES_MAX: usize = 2 * layer::MAX_ENTRIES;
+/// How many platforms of an index are named to somebody whose own is not among them.
+const OFFERED_MAX: usize = 8;
 
 /// How a pull is done.
 #[derive(Clone, Debug)]
@@ -42,6 +48,8 @@ pub struct PullOptions {
     pub architecture: String,
     /// How many layers are fetched at once.
     pub jobs: NonZeroUsize,
+    /// How many bytes of layers are fetched at most.
+    pub fetched_max: u64,
     /// How many bytes all layers together may unpack to.
     pub unpacked_max: u64,
     /// The time that the ref gets, in seconds since 1970.
@@ -54,6 +62,7 @@ impl PullOptions {
         Self {
             architecture: architecture_here().to_owned(),
             jobs: NonZeroUsize::new(4).expect("four is not zero"),
+            fetched_max: 64 << 30,
             unpacked_max: 64 << 30,
             now,
         }
@@ -81,16 +90,13 @@ pub struct Pulled {
     pub manifest: Sha256,
     /// Its config.
     pub config: Sha256,
-    /// How many layers it has.
+    /// How many different layers it has.
     pub layers: usize,
     /// How many of them the store had.
     pub layers_reused: usize,
     /// The bytes of the layers that were fetched.
     pub bytes_fetched: u64,
 }
-
-/// What came of one layer, by its position.
-type Outcome = (usize, Result<(Layer, u64), PullError>);
 
 impl Client {
     /// Asks a registry which manifest a name has now, and fetches nothing else.
@@ -119,7 +125,8 @@ impl Client {
         // 2. The config: it names the tar that each layer must unpack to.
         let (config_bytes, config) = runtime.block_on(find_config(&remote, &manifest))?;
         // 3. The layers.
-        let transaction = store.begin()?;
+        let layers = Layers::new(&manifest.layers, &config.rootfs.diff_ids)?;
+        let transaction = store.begin().map_err(StoreError::from)?;
         let ingest = Ingest {
             client: self,
             store,
@@ -129,14 +136,14 @@ impl Client {
             budget: Budget::new(options.unpacked_max),
             options,
         };
-        let arrived = ingest.layers(&manifest.layers, &config.rootfs.diff_ids)?;
+        let arrived = ingest.layers(&layers)?;
         // 4. The tree, by the rules of who made the image.
         let announced = announced_root(&manifest)?;
         let rules = announced.map_or(RuleSet::Bootc1, |root| root.rules);
-        let layers: Vec<Layer> = arrived.layers;
-        let tree = layer::flatten(&layers, rules)?;
-        drop(layers);
-        let root = transaction.put_image(&tree, rules)?;
+        let tree = flatten(&layers, arrived.layers, rules)?;
+        let root = transaction
+            .put_image(&tree, rules)
+            .map_err(StoreError::from)?;
         if let Some(announced) = announced
             && announced != root
         {
@@ -146,27 +153,51 @@ impl Client {
             });
         }
         // 5. Everything has its name at once.
-        let manifest_digest = transaction.put_blob(&fetched.bytes)?;
-        let config_digest = transaction.put_blob(&config_bytes)?;
-        let target = RefTarget {
-            root,
-            manifest: Some(manifest_digest),
-            config: Some(config_digest),
-            created: options.now,
-            signature: None,
-            policy: None,
-        };
-        transaction.set_ref(&ref_name(image), target)?;
-        transaction.commit()?;
+        let (manifest_digest, config_digest) =
+            name_image(&transaction, image, root, &fetched, &config_bytes, options)?;
+        transaction.commit().map_err(StoreError::from)?;
         Ok(Pulled {
             root,
             manifest: manifest_digest,
             config: config_digest,
-            layers: manifest.layers.len(),
+            layers: layers.different.len(),
             layers_reused: arrived.reused,
             bytes_fetched: arrived.bytes,
         })
     }
+}
+
+/// Puts the documents into the store, and the ref that names them and the tree.
+fn name_image(
+    transaction: &Transaction<'_>,
+    image: &ImageName,
+    root: RootDigest,
+    fetched: &Fetched,
+    config: &[u8],
+    options: &PullOptions,
+) -> Result<(Sha256, Sha256), StoreError> {
+    let manifest = transaction.put_blob(&fetched.bytes)?;
+    let config = transaction.put_blob(config)?;
+    let target = RefTarget {
+        root,
+        manifest: Some(manifest),
+        config: Some(config),
+        created: options.now,
+        signature: None,
+        policy: None,
+    };
+    transaction.set_ref(&ref_name(image), target)?;
+    Ok((manifest, config))
+}
+
+/// Makes one tree of an image's layers.
+fn flatten(layers: &Layers<'_>, arrived: Vec<Layer>, rules: RuleSet) -> Result<Tree, PullError> {
+    let stack: Vec<&Layer> = layers.order.iter().map(|at| &arrived[*at]).collect();
+    let entries = stack.iter().map(|layer| layer.entries().len());
+    if entries.fold(0, usize::saturating_add) > ENTRIES_MAX {
+        return Err(PullError::TooManyEntries);
+    }
+    Ok(layer::flatten(&stack, rules)?)
 }
 
 /// Returns the name that a pulled image is kept under: its digest where it was asked for by that, for the
@@ -202,6 +233,7 @@ async fn find_manifest(
                     .manifests
                     .iter()
                     .filter_map(|entry| entry.platform.as_ref())
+                    .take(OFFERED_MAX)
                     .map(|platform| {
                         Shown(format!("{}/{}", platform.os, platform.architecture)).to_string()
                     })
@@ -225,10 +257,6 @@ async fn find_config(remote: &Remote, manifest: &Manifest) -> Result<(Vec<u8>, C
     }
     let bytes = fetch_small(remote.clone(), digest, size).await?;
     let config: Config = serde_json::from_slice(&bytes).map_err(PullError::Config)?;
-    let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
-    if layers != diff_ids {
-        return Err(PullError::LayerCount { layers, diff_ids });
-    }
     Ok((bytes, config))
 }
 
@@ -240,7 +268,8 @@ fn already_here(
     manifest: &Manifest,
     options: &PullOptions,
 ) -> Result<Option<Pulled>, PullError> {
-    let Some(known) = store.resolve(&image.with_digest(fetched.digest))? else {
+    let known = store.resolve(&image.with_digest(fetched.digest));
+    let Some(known) = known.map_err(StoreError::from)? else {
         return Ok(None);
     };
     let (Some(digest), Some(config)) = (known.manifest, known.config) else {
@@ -253,21 +282,26 @@ fn already_here(
     if announced_root(manifest)?.is_some_and(|announced| announced != root) {
         return Ok(None);
     }
-    let transaction = store.begin()?;
     let target = RefTarget {
         created: options.now,
         ..known
     };
-    transaction.set_ref(&ref_name(image), target)?;
-    transaction.commit()?;
+    set_ref(store, image, target)?;
+    let different: HashSet<Sha256> = manifest.layers.iter().map(|blob| blob.digest).collect();
     Ok(Some(Pulled {
         root,
         manifest: digest,
         config,
-        layers: manifest.layers.len(),
-        layers_reused: manifest.layers.len(),
+        layers: different.len(),
+        layers_reused: different.len(),
         bytes_fetched: 0,
     }))
+}
+
+fn set_ref(store: &Store, image: &ImageName, target: RefTarget) -> Result<(), StoreError> {
+    let transaction = store.begin()?;
+    transaction.set_ref(&ref_name(image), target)?;
+    Ok(transaction.commit()?)
 }
 
 fn announced_root(manifest: &Manifest) -> Result<Option<RootDigest>, PullError> {
@@ -296,6 +330,7 @@ struct Ingest<'a> {
     options: &'a PullOptions,
 }
 
+/// The different layers of an image, in the store's transaction.
 struct Arrived {
     layers: Vec<Layer>,
     reused: usize,
@@ -304,57 +339,45 @@ struct Arrived {
 
 impl Ingest<'_> {
     /// Brings in all layers, several at once.
-    fn layers(&self, blobs: &[Descriptor], diff_ids: &[Sha256]) -> Result<Arrived, PullError> {
-        let bytes = blobs
-            .iter()
-            .fold(0, |sum: u64, blob| sum.saturating_add(blob.size));
-        self.observer.on(Event::Planned {
-            layers: blobs.len(),
-            bytes,
-        });
-        let next = AtomicUsize::new(0);
-        let failed = AtomicBool::new(false);
-        let done: Mutex<Vec<Outcome>> = Mutex::default();
-        std::thread::scope(|scope| {
-            for _ in 0..self.options.jobs.get().min(blobs.len()) {
-                scope.spawn(|| {
-                    while !failed.load(Ordering::Relaxed) {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let (Some(blob), Some(diff_id)) = (blobs.get(at), diff_ids.get(at)) else {
-                            return;
-                        };
-                        let outcome = self.layer(blob, diff_id);
-                        failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
-                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                        done.push((at, outcome));
-                    }
-                });
-            }
-        });
-        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        done.sort_unstable_by_key(|(at, _)| *at);
-        let mut arrived = Arrived {
-            layers: Vec::with_capacity(done.len()),
-            reused: 0,
-            bytes: 0,
-        };
-        for (_, outcome) in done {
-            let (layer, fetched) = outcome?;
-            arrived.layers.push(layer);
-            arrived.bytes += fetched;
-            arrived.reused += usize::from(fetched == 0);
+    fn layers(&self, layers: &Layers<'_>) -> Result<Arrived, PullError> {
+        let (said, limit) = (layers.bytes(), self.options.fetched_max);
+        if said > limit {
+            return Err(LayersError::TooLarge { said, limit }.into());
         }
-        Ok(arrived)
+        self.observer.on(Event::Planned {
+            layers: layers.different.len(),
+            bytes: said,
+        });
+        let entries = AtomicUsize::new(0);
+        let arrived = layers.each(self.options.jobs, |blob, diff_id| {
+            let (layer, fetched) = self.layer(blob, diff_id)?;
+            let count = layer.entries().len();
+            // Each layer has a limit of its own, so the sum stays far below what a number holds.
+            if entries.fetch_add(count, Ordering::Relaxed) + count > ENTRIES_MAX {
+                return Err(PullError::TooManyEntries);
+            }
+            Ok((layer, fetched))
+        })?;
+        let fetched = || arrived.iter().filter_map(|(_, fetched)| *fetched);
+        Ok(Arrived {
+            reused: arrived.len() - fetched().count(),
+            bytes: fetched().sum(),
+            layers: arrived.into_iter().map(|(layer, _)| layer).collect(),
+        })
     }
 
-    /// Brings in one layer; returns it with the bytes that were fetched for it.
-    fn layer(&self, blob: &Descriptor, diff_id: &Sha256) -> Result<(Layer, u64), PullError> {
+    /// Brings in one layer; returns it with the bytes that were fetched, unless the store had it.
+    fn layer(
+        &self,
+        blob: &Descriptor,
+        diff_id: &Sha256,
+    ) -> Result<(Layer, Option<u64>), PullError> {
         if let Some(layer) = self.known_layer(diff_id)? {
             self.observer.on(Event::LayerReused {
                 digest: blob.digest,
                 size: blob.size,
             });
-            return Ok((layer, 0));
+            return Ok((layer, None));
         }
         let compression = Compression::of_media_type(&blob.media_type)
             .ok_or_else(|| PullError::MediaType(Shown(blob.media_type.clone())))?;
@@ -363,16 +386,18 @@ impl Ingest<'_> {
             size: blob.size,
         });
         let layer = self.fetch_layer(blob, compression, diff_id)?;
-        self.transaction.put_layer(*diff_id, &layer.encode())?;
+        self.transaction
+            .put_layer(*diff_id, &layer.encode())
+            .map_err(StoreError::from)?;
         self.observer.on(Event::LayerFinished {
             digest: blob.digest,
         });
-        Ok((layer, blob.size))
+        Ok((layer, Some(blob.size)))
     }
 
     /// Returns a layer that the store has whole.
     fn known_layer(&self, diff_id: &Sha256) -> Result<Option<Layer>, PullError> {
-        let Some(table) = self.store.layer(diff_id)? else {
+        let Some(table) = self.store.layer(diff_id).map_err(StoreError::from)? else {
             return Ok(None);
         };
         // A damaged table, or one whose objects are gone, is as good as none: the layer is fetched.
@@ -382,7 +407,7 @@ impl Ingest<'_> {
         match self.transaction.hold_objects(layer.objects().copied()) {
             Ok(()) => Ok(Some(layer)),
             Err(PutError::Missing(_)) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(StoreError::from(error).into()),
         }
     }
 
@@ -545,19 +570,17 @@ pub enum PullError {
     #[error("{0} is an index inside an index")]
     NestedIndex(Sha256),
     /// The config is longer than any config is.
-    #[error("the image's config is said to have {0} bytes")]
+    #[error("the image's config is said to have {}, and at most {} are read", Size(*.0), Size(DOCUMENT_MAX))]
     ConfigTooLong(u64),
     /// The config cannot be read.
     #[error("the image's config cannot be used")]
     Config(#[source] serde_json::Error),
-    /// Manifest and config do not belong together.
-    #[error("the manifest has {layers} layers and the config {diff_ids}")]
-    LayerCount {
-        /// Layers in the manifest.
-        layers: usize,
-        /// Layers in the config.
-        diff_ids: usize,
-    },
+    /// There are too many layers, too large ones, or other ones than the config says.
+    #[error(transparent)]
+    Layers(#[from] LayersError),
+    /// The layers have more entries than is allowed.
+    #[error("the image's layers have more than {ENTRIES_MAX} files, which is the limit")]
+    TooManyEntries,
     /// A layer is none.
     #[error("a layer is of type {0}, which is not supported")]
     MediaType(Shown),
@@ -570,9 +593,9 @@ pub enum PullError {
         source: io::Error,
     },
     /// The layers unpack to more than is allowed.
-    #[error("the image unpacks to more than {limit} bytes")]
+    #[error("the image unpacks to more than {}, which is the limit", Size(*.limit))]
     TooMuch {
-        /// The limit.
+        /// The limit, in bytes.
         limit: u64,
     },
     /// A layer is no proper tar, or cannot be stored.
@@ -607,21 +630,9 @@ pub enum PullError {
     /// The layers make no tree.
     #[error("the image's layers make no tree")]
     Flatten(#[from] FlattenError),
-    /// The store could not be read.
+    /// The store failed.
     #[error(transparent)]
-    Read(#[from] ReadStoreError),
-    /// The store's refs could not be read.
-    #[error(transparent)]
-    Refs(#[from] RefsError),
-    /// The store takes nothing in.
-    #[error(transparent)]
-    Begin(#[from] BeginError),
-    /// Something could not be stored.
-    #[error(transparent)]
-    Put(#[from] PutError),
-    /// It could not be made durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
+    Store(#[from] StoreError),
 }
 
 impl PullError {

@@ -12,8 +12,6 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use bedplate_model::oci::{
     ANNOTATION_COMPRESSION, Compression, Config, DOCKER_MANIFEST, Descriptor, Document,
@@ -21,9 +19,7 @@ use bedplate_model::oci::{
 };
 use bedplate_model::{ImageName, Sha256};
 use bedplate_store::layer::{self, DecodeLayerError, Layer, RewriteError};
-use bedplate_store::{
-    BeginError, CommitError, PutError, ReadStoreError, RefTarget, RefsError, Store,
-};
+use bedplate_store::{RefTarget, Store};
 use bytes::Bytes;
 use sha2::Digest as _;
 use tokio::sync::mpsc;
@@ -31,9 +27,11 @@ use tokio::sync::mpsc;
 use crate::Client;
 use crate::compress::{Compressor, Recipe};
 use crate::event::{Event, Observer};
+use crate::layers::{Layers, LayersError};
 use crate::package::{PackageError, PackageOptions, contents_of, package};
 use crate::pipeline::Pieces;
 use crate::registry::{Access, Opened, RegistryError, Remote};
+use crate::store_error::StoreError;
 
 /// How often a layer is sent before the push gives up.
 const ATTEMPTS: u32 = 3;
@@ -68,7 +66,7 @@ pub struct Pushed {
     pub manifest: Sha256,
     /// Whether that is another manifest than the store's, because a layer had to be compressed anew.
     pub remade: bool,
-    /// How many layers the image has.
+    /// How many different layers the image has.
     pub layers: usize,
     /// How many of them the registry had.
     pub layers_reused: usize,
@@ -90,25 +88,20 @@ impl Client {
     ) -> Result<Pushed, PushError> {
         // 1. The image, packaged where it was not yet.
         let target = store
-            .resolve(source)?
+            .resolve(source)
+            .map_err(StoreError::from)?
             .ok_or_else(|| PushError::Missing(source.clone()))?;
         let (manifest_digest, config_digest) = match (target.manifest, target.config) {
             (Some(manifest), Some(config)) => (manifest, config),
             _ => package_now(store, source, target, options)?,
         };
-        let manifest_bytes = store.blob(&manifest_digest)?;
+        let manifest_bytes = store.blob(&manifest_digest).map_err(StoreError::from)?;
         let Document::Manifest(manifest) = Document::parse(&manifest_bytes)? else {
             return Err(PushError::Index(manifest_digest));
         };
-        let config_bytes = store.blob(&config_digest)?;
+        let config_bytes = store.blob(&config_digest).map_err(StoreError::from)?;
         let config: Config = serde_json::from_slice(&config_bytes).map_err(PushError::Config)?;
-        let diff_ids = &config.rootfs.diff_ids;
-        if diff_ids.len() != manifest.layers.len() {
-            return Err(PushError::LayerCount {
-                layers: manifest.layers.len(),
-                diff_ids: diff_ids.len(),
-            });
-        }
+        let layers = Layers::new(&manifest.layers, &config.rootfs.diff_ids)?;
         check_digest(destination, manifest_digest)?;
 
         // 2. The layers, 3. the config, 4. what names them.
@@ -122,11 +115,11 @@ impl Client {
             observer,
             options,
         };
-        let sent = sending.layers(&manifest, diff_ids)?;
+        let sent = sending.layers(&layers, &manifest)?;
         runtime.block_on(send_small(&remote, &config_digest, config_bytes))?;
         let remade = sent.iter().any(|layer| layer.remade.is_some());
         let (manifest_digest, manifest_bytes) = if remade {
-            let bytes = remake(&manifest_bytes, &sent)?;
+            let bytes = remake(&manifest_bytes, &layers, &sent)?;
             (Sha256(sha2::Sha256::digest(&bytes).into()), bytes)
         } else {
             (manifest_digest, manifest_bytes)
@@ -154,15 +147,17 @@ fn package_now(
     target: RefTarget,
     options: &PushOptions,
 ) -> Result<(Sha256, Sha256), PushError> {
-    let transaction = store.begin()?;
+    let transaction = store.begin().map_err(StoreError::from)?;
     let packaged = package(store, &transaction, &target.root, &options.package)?;
     let target = RefTarget {
         manifest: Some(packaged.manifest),
         config: Some(packaged.config),
         ..target
     };
-    transaction.set_ref(source, target)?;
-    transaction.commit()?;
+    transaction
+        .set_ref(source, target)
+        .map_err(StoreError::from)?;
+    transaction.commit().map_err(StoreError::from)?;
     Ok((packaged.manifest, packaged.config))
 }
 
@@ -202,40 +197,17 @@ impl Sending<'_> {
     /// Sends all layers that the registry lacks, several at once.
     fn layers(
         &self,
+        layers: &Layers<'_>,
         manifest: &Manifest,
-        diff_ids: &[Sha256],
     ) -> Result<Vec<SentLayer>, PushError> {
-        let blobs = &manifest.layers;
-        let bytes = blobs
-            .iter()
-            .fold(0, |sum: u64, blob| sum.saturating_add(blob.size));
         self.observer.on(Event::Planned {
-            layers: blobs.len(),
-            bytes,
+            layers: layers.different.len(),
+            bytes: layers.bytes(),
         });
         let docker = manifest.media_type.as_deref() == Some(DOCKER_MANIFEST);
-        let next = AtomicUsize::new(0);
-        let failed = AtomicBool::new(false);
-        let done: Mutex<Vec<(usize, Result<SentLayer, PushError>)>> = Mutex::default();
-        std::thread::scope(|scope| {
-            for _ in 0..self.options.jobs.get().min(blobs.len()) {
-                scope.spawn(|| {
-                    while !failed.load(Ordering::Relaxed) {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let (Some(blob), Some(diff_id)) = (blobs.get(at), diff_ids.get(at)) else {
-                            return;
-                        };
-                        let outcome = self.layer(blob, diff_id, docker);
-                        failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
-                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                        done.push((at, outcome));
-                    }
-                });
-            }
-        });
-        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        done.sort_unstable_by_key(|(at, _)| *at);
-        done.into_iter().map(|(_, outcome)| outcome).collect()
+        layers.each(self.options.jobs, |blob, diff_id| {
+            self.layer(blob, diff_id, docker)
+        })
     }
 
     fn layer(
@@ -272,7 +244,8 @@ impl Sending<'_> {
         });
         let table = self
             .store
-            .layer(diff_id)?
+            .layer(diff_id)
+            .map_err(StoreError::from)?
             .ok_or(PushError::MissingLayer(*diff_id))?;
         let layer = Layer::decode(&table).map_err(|source| PushError::Table {
             diff_id: *diff_id,
@@ -481,12 +454,12 @@ async fn send_small(remote: &Remote, digest: &Sha256, bytes: Vec<u8>) -> Result<
 }
 
 /// Puts the descriptors of remade layers into a manifest; whatever else stands there stays.
-fn remake(manifest: &[u8], sent: &[SentLayer]) -> Result<Vec<u8>, PushError> {
+fn remake(manifest: &[u8], sources: &Layers<'_>, sent: &[SentLayer]) -> Result<Vec<u8>, PushError> {
     let mut document: serde_json::Value =
         serde_json::from_slice(manifest).map_err(PushError::Manifest)?;
     let layers = document["layers"].as_array_mut().into_iter().flatten();
-    for (layer, sent) in layers.zip(sent) {
-        if let Some(remade) = &sent.remade {
+    for (layer, at) in layers.zip(&sources.order) {
+        if let Some(remade) = &sent[*at].remade {
             *layer = serde_json::to_value(remade).map_err(PushError::Manifest)?;
         }
     }
@@ -519,14 +492,9 @@ pub enum PushError {
     /// The config cannot be read.
     #[error("the image's config cannot be used")]
     Config(#[source] serde_json::Error),
-    /// Manifest and config do not belong together.
-    #[error("the manifest has {layers} layers and the config {diff_ids}")]
-    LayerCount {
-        /// Layers in the manifest.
-        layers: usize,
-        /// Layers in the config.
-        diff_ids: usize,
-    },
+    /// There are too many layers, or other ones than the config says.
+    #[error(transparent)]
+    Layers(#[from] LayersError),
     /// The store does not have a layer.
     #[error("the store does not have the layer {0}")]
     MissingLayer(Sha256),
@@ -569,21 +537,9 @@ pub enum PushError {
     /// The image could not be packaged.
     #[error(transparent)]
     Package(#[from] PackageError),
-    /// The store could not be read.
+    /// The store failed.
     #[error(transparent)]
-    Read(#[from] ReadStoreError),
-    /// The store's refs could not be read.
-    #[error(transparent)]
-    Refs(#[from] RefsError),
-    /// The store takes nothing in.
-    #[error(transparent)]
-    Begin(#[from] BeginError),
-    /// Something could not be stored.
-    #[error(transparent)]
-    Put(#[from] PutError),
-    /// It could not be made durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
+    Store(#[from] StoreError),
 }
 
 impl PushError {

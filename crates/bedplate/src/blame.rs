@@ -18,14 +18,17 @@ use bedplate_model::image::ParseImageNameError;
 use bedplate_model::name::NameError;
 use bedplate_store::diff::SummaryError;
 use bedplate_store::gc::GcError;
-use bedplate_store::layer::{ImportError, WriteTarError};
+use bedplate_store::layer::{ImportError, LayerError, WriteTarError};
 use bedplate_store::{
     CheckoutError, CommitError, CreateError, OpenError, PutError, ReadContentError, ReadStoreError,
     RefsError, ScanError,
 };
 use bedplate_sys::mount::MountImageError;
 use bedplate_transport::serve::ServeError;
-use bedplate_transport::{ConfigError, PullError, PushError, RegistryError};
+use bedplate_transport::{
+    AuthError, ConfigError, ConnectError, HttpError, PackageError, PullError, PushError,
+    RegistryError, ResolveError,
+};
 
 /// Who must act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,18 +126,21 @@ fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stat
     if let Some(error) = error.downcast_ref::<PullError>() {
         return match error {
             PullError::Registry(error) => Some(error),
-            PullError::Read(error) => Some(error),
-            PullError::Refs(error) => Some(error),
+            PullError::Store(error) => Some(error.own()),
             _ => None,
         };
     }
     if let Some(error) = error.downcast_ref::<PushError>() {
         return match error {
             PushError::Registry(error) => Some(error),
-            PushError::Read(error) => Some(error),
-            PushError::Refs(error) => Some(error),
+            PushError::Store(error) | PushError::Package(PackageError::Store(error)) => {
+                Some(error.own())
+            }
             _ => None,
         };
+    }
+    if let Some(PackageError::Store(error)) = error.downcast_ref() {
+        return Some(error.own());
     }
     if let Some(PlanError::Read(error)) = error.downcast_ref() {
         return Some(error);
@@ -235,8 +241,15 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     {
         return say(Blame::Host, "only root can restore owners and devices");
     }
+    if let Some(error) = error.downcast_ref::<PullError>() {
+        return of_pull(error);
+    }
     if let Some(error) = error.downcast_ref::<RegistryError>() {
         return match error {
+            RegistryError::Auth(
+                AuthError::Read { .. } | AuthError::Damaged { .. } | AuthError::Helper { .. },
+            ) => say(Blame::Host, "`podman login` writes these credentials anew"),
+            RegistryError::Http(HttpError::Connect { source, .. }) => of_connection(source),
             RegistryError::Local(_) => say(Blame::Usage, "name a registry: HOST/REPOSITORY:TAG"),
             RegistryError::Blocked(_) => say(Blame::Host, "see /etc/containers/registries.conf"),
             RegistryError::Auth(_) | RegistryError::Denied { .. } => say(
@@ -244,11 +257,8 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
                 "`podman login` keeps credentials where bedplate finds them",
             ),
             RegistryError::NotFound { .. } => say(Blame::Usage, "check the name and the tag"),
-            RegistryError::Http(_) => say(
-                Blame::Remote,
-                "check host and port; --tls-verify=false permits a registry without TLS",
-            ),
-            RegistryError::Refused { .. }
+            RegistryError::Http(_)
+            | RegistryError::Refused { .. }
             | RegistryError::Body { .. }
             | RegistryError::WrongDigest { .. }
             | RegistryError::WrongLength { .. }
@@ -291,6 +301,47 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     None
 }
 
+/// Sorts what a registry gave: whatever is wrong with an image itself, its maker must act.
+fn of_pull(error: &PullError) -> Option<(Blame, Option<String>)> {
+    match error {
+        // These say more themselves, further down the chain.
+        PullError::Registry(_)
+        | PullError::Store(_)
+        | PullError::Layer {
+            source: LayerError::Store { .. },
+            ..
+        } => None,
+        PullError::Platform { .. } => Some((
+            Blame::Usage,
+            Some("the image was built for other machines".into()),
+        )),
+        _ => Some((Blame::Remote, None)),
+    }
+}
+
+/// Sorts why there is no connection.
+fn of_connection(error: &ConnectError) -> Option<(Blame, Option<String>)> {
+    let say = |blame, hint: &str| Some((blame, Some(hint.to_owned())));
+    match error {
+        ConnectError::Resolve(ResolveError::Unknown) | ConnectError::NoAddress => {
+            say(Blame::Remote, "check the name of the host")
+        }
+        ConnectError::Resolve(ResolveError::Silent | ResolveError::Server(_)) => {
+            say(Blame::Remote, "check the network, and /etc/resolv.conf")
+        }
+        ConnectError::Resolve(ResolveError::Configuration(_)) => {
+            say(Blame::Host, "see /etc/resolv.conf and /etc/hosts")
+        }
+        ConnectError::Certificate { .. } => say(Blame::Host, "replace the file, or remove it"),
+        ConnectError::Tls(_) => say(
+            Blame::Remote,
+            "a CA file belongs into /etc/containers/certs.d/HOST[:PORT]/; --tls-verify=false \
+             takes any certificate, and no TLS at all",
+        ),
+        ConnectError::Tcp(_) | ConnectError::Timeout => say(Blame::Remote, "check host and port"),
+    }
+}
+
 fn known_chain(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     known(error).or_else(|| error.source().and_then(known_chain))
 }
@@ -325,3 +376,56 @@ fn of_io(error: &io::Error) -> (Blame, Option<String>) {
 
 const DAMAGE_HINT: &str = "`bedplate fsck` lists all damage; untag the images that need it, run \
     `bedplate gc`, and pull or build them again";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bedplate_model::Sha256;
+    use bedplate_store::Item;
+
+    fn blamed(error: impl Error + Send + Sync + 'static) -> Blame {
+        let error = anyhow::Error::new(error).context("cannot pull a.example/os:v1");
+        verdict(&error).0
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_remote_image_is_not_this_hosts_fault() {
+        let layer = Sha256([0; 32]);
+        let broken = |kind| PullError::Damaged {
+            layer,
+            source: io::Error::from(kind),
+        };
+        for kind in [
+            io::ErrorKind::InvalidInput,
+            io::ErrorKind::InvalidData,
+            io::ErrorKind::UnexpectedEof,
+            io::ErrorKind::Other,
+        ] {
+            assert_eq!(blamed(broken(kind)), Blame::Remote, "{kind}");
+        }
+        let impossible = PullError::Layer {
+            layer,
+            source: LayerError::Path {
+                offset: 0,
+                field: "path",
+                source: bedplate_model::Name::try_from("..").unwrap_err(),
+            },
+        };
+        assert_eq!(blamed(impossible), Blame::Remote);
+    }
+
+    #[test]
+    fn what_the_store_says_in_a_transfer_is_about_this_host() {
+        let missing = || ReadStoreError::Missing(Item::Blob(Sha256([0; 32])));
+        assert_eq!(blamed(PullError::Store(missing().into())), Blame::Damage);
+        assert_eq!(blamed(PushError::Store(missing().into())), Blame::Damage);
+        let packaging = PackageError::Store(missing().into());
+        assert_eq!(blamed(PushError::Package(packaging)), Blame::Damage);
+        let full = PutError::Write {
+            what: "a blob".into(),
+            path: "store".into(),
+            source: io::ErrorKind::StorageFull.into(),
+        };
+        assert_eq!(blamed(PullError::Store(full.into())), Blame::Host);
+    }
+}

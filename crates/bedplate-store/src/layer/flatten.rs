@@ -9,6 +9,8 @@
 //! Invariants: a whiteout never takes away what its own layer brings; no member reaches through a
 //! symbolic link; whoever flattens the same layers by the same rules gets the same tree.
 
+use std::borrow::Borrow;
+
 use bedplate_model::name::shown;
 use bedplate_model::{Content, Metadata, Name, Node, NodeId, RuleSet, Tree, TreePath};
 
@@ -23,8 +25,8 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The one extended attribute that bootc-1 keeps.
 const BOOTC_XATTR: &[u8] = b"security.capability";
 
-/// Makes one tree of layers, the lowest first.
-pub fn flatten(layers: &[Layer], rules: RuleSet) -> Result<Tree, FlattenError> {
+/// Makes one tree of layers, the lowest first. One layer may stand in several places.
+pub fn flatten(layers: &[impl Borrow<Layer>], rules: RuleSet) -> Result<Tree, FlattenError> {
     let mut flattening = Flattening {
         tree: Tree::new(Metadata::root_owned(0o755)),
         layer: 0,
@@ -32,10 +34,10 @@ pub fn flatten(layers: &[Layer], rules: RuleSet) -> Result<Tree, FlattenError> {
     };
     for (layer, content) in layers.iter().enumerate() {
         flattening.layer = layer;
-        for entry in content.entries() {
+        for entry in content.borrow().entries() {
             flattening.whiteout(entry)?;
         }
-        for entry in content.entries() {
+        for entry in content.borrow().entries() {
             flattening.add(entry)?;
         }
     }

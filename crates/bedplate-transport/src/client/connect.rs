@@ -26,7 +26,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use super::dns::Resolver;
+use super::dns::{ResolveError, Resolver};
 
 /// How long one address may take to accept a connection, and how long a TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -286,7 +286,7 @@ impl ServerCertVerifier for AnyCertificate {
 pub enum ConnectError {
     /// The name has no address.
     #[error("its name cannot be resolved")]
-    Resolve(#[source] io::Error),
+    Resolve(#[source] ResolveError),
     /// The name resolves to nothing.
     #[error("its name has no address")]
     NoAddress,
@@ -322,8 +322,13 @@ impl ConnectError {
     /// Returns whether another try may succeed.
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Resolve(_) | Self::NoAddress | Self::Tcp(_) | Self::Timeout => true,
-            Self::Tls(_) | Self::Certificate { .. } => false,
+            Self::Resolve(ResolveError::Silent | ResolveError::Server(_))
+            | Self::NoAddress
+            | Self::Tcp(_)
+            | Self::Timeout => true,
+            Self::Resolve(ResolveError::Unknown | ResolveError::Configuration(_))
+            | Self::Tls(_)
+            | Self::Certificate { .. } => false,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
+use bedplate_model::format::Size;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Empty, Full};
@@ -269,7 +270,7 @@ fn into_connect_error(error: &legacy::Error) -> Option<ConnectError> {
     };
     let found = error.source()?.downcast_ref::<ConnectError>()?;
     Some(match found {
-        ConnectError::Resolve(error) => ConnectError::Resolve(again(error)),
+        ConnectError::Resolve(error) => ConnectError::Resolve(error.clone()),
         ConnectError::NoAddress => ConnectError::NoAddress,
         ConnectError::Tcp(error) => ConnectError::Tcp(again(error)),
         ConnectError::Timeout => ConnectError::Timeout,
@@ -291,7 +292,7 @@ pub enum BodyError {
     #[error("the answer stopped coming")]
     Stalled,
     /// More came than is read.
-    #[error("the answer has more than {0} bytes")]
+    #[error("the answer has more than {}", Size(*.0))]
     TooLong(u64),
 }
 

@@ -11,7 +11,7 @@
 pub(crate) mod auth;
 pub(crate) mod config;
 pub(crate) mod connect;
-mod dns;
+pub(crate) mod dns;
 pub(crate) mod http;
 
 use std::collections::{HashMap, HashSet};
