@@ -1,18 +1,23 @@
-//! A registry that does what a test says: each request goes to a closure, which answers with raw bytes.
+//! A registry that does what a test says: each request goes to a closure, which answers with raw bytes,
+//! over TLS where the test wants that.
 
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bedplate_model::Sha256;
 use bedplate_model::oci::{Compression, OCI_CONFIG, OCI_MANIFEST};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha2::Digest as _;
 
 /// What a client asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    pub(crate) method: String,
     pub(crate) path: String,
     headers: HashMap<String, String>,
 }
@@ -58,18 +63,44 @@ pub(crate) struct Fake {
 
 impl Fake {
     pub(crate) fn start(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(move |stream| converse(stream, &answer))
+    }
+
+    /// Starts one that speaks TLS, with the certificate in `tests/tls`.
+    pub(crate) fn start_tls(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let certificate = CertificateDer::from_pem_slice(include_bytes!("../tls/registry.crt"));
+        let key = PrivateKeyDer::from_pem_slice(include_bytes!("../tls/registry.key"));
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.unwrap()], key.unwrap())
+            .unwrap();
+        let config = Arc::new(config);
+        Self::listen(move |stream| {
+            let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = StreamOwned::new(connection, stream);
+            let outcome = converse(&mut stream, &answer);
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+            outcome
+        })
+    }
+
+    fn listen(converse: impl Fn(TcpStream) -> Option<()> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = listener.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, answer) = (Arc::clone(&stop), Arc::new(answer));
+        let (stopped, converse) = (Arc::clone(&stop), Arc::new(converse));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let answer = Arc::clone(&answer);
+                let converse = Arc::clone(&converse);
                 // A client that is gone is part of the game.
-                std::thread::spawn(move || converse(&stream, &*answer));
+                std::thread::spawn(move || converse(stream));
             }
         });
         Self { address, stop }
@@ -87,12 +118,13 @@ impl Drop for Fake {
     }
 }
 
-fn converse(stream: &TcpStream, answer: &dyn Fn(&Asked) -> Reply) -> Option<()> {
+fn converse(stream: impl Read + Write, answer: &dyn Fn(&Asked) -> Reply) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split(' ');
-    let path = words.nth(1)?.to_owned();
+    let method = words.next()?.to_owned();
+    let path = words.next()?.to_owned();
     let mut headers = HashMap::new();
     loop {
         let mut line = String::new();
@@ -102,14 +134,21 @@ fn converse(stream: &TcpStream, answer: &dyn Fn(&Asked) -> Reply) -> Option<()> 
         };
         headers.insert(name.to_ascii_lowercase(), value.to_owned());
     }
+    if headers.contains_key("transfer-encoding") {
+        pass_over_chunks(&mut reader)?;
+    }
     if let Some(len) = headers
         .get("content-length")
         .and_then(|len| len.parse().ok())
     {
-        reader.take(len).read_to_end(&mut Vec::new()).ok()?;
+        (&mut reader).take(len).read_to_end(&mut Vec::new()).ok()?;
     }
-    let asked = Asked { path, headers };
-    let mut stream = stream;
+    let asked = Asked {
+        method,
+        path,
+        headers,
+    };
+    let stream = reader.get_mut();
     match answer(&asked) {
         Reply::Raw(head, body) => {
             write!(stream, "{head}connection: close\r\n\r\n").ok()?;
@@ -120,6 +159,19 @@ fn converse(stream: &TcpStream, answer: &dyn Fn(&Asked) -> Reply) -> Option<()> 
             loop {
                 stream.write_all(&[b' '; 65536]).ok()?;
             }
+        }
+    }
+}
+
+fn pass_over_chunks(reader: &mut impl BufRead) -> Option<()> {
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let len = u64::from_str_radix(line.trim_end(), 16).ok()?;
+        // The chunk, and the end of its line.
+        reader.take(len + 2).read_to_end(&mut Vec::new()).ok()?;
+        if len == 0 {
+            return Some(());
         }
     }
 }

@@ -15,6 +15,7 @@ use bedplate_transport::{
     RegistryError,
 };
 
+use crate::tls::{tls, trust};
 use crate::transfer::{client, name, quiet, serve};
 
 /// Returns whether all programs are here; names one that is not.
@@ -317,7 +318,7 @@ fn podman_pulls_ours_and_pushes_to_us() {
     assert_eq!(pulled.layers, 1);
 }
 
-/// Debian's docker-registry with a user and a password; ends when dropped.
+/// Debian's docker-registry with TLS, a user and a password; ends when dropped.
 struct DockerRegistry {
     child: Child,
     address: SocketAddr,
@@ -336,8 +337,9 @@ impl DockerRegistry {
         )
         .unwrap();
         let config = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {dir}/data\nhttp:\n  addr: {address}\nauth:\n  htpasswd:\n    realm: test\n    path: {dir}/htpasswd\n",
-            dir = dir.display()
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {dir}/data\nhttp:\n  addr: {address}\n  tls:\n    certificate: {tls}/registry.crt\n    key: {tls}/registry.key\nauth:\n  htpasswd:\n    realm: test\n    path: {dir}/htpasswd\n",
+            dir = dir.display(),
+            tls = tls().display()
         );
         std::fs::write(dir.join("config.yml"), config).unwrap();
         let child = Command::new("docker-registry")
@@ -384,6 +386,7 @@ fn docker_registry_takes_our_push_and_gives_it_back_for_the_right_password() {
         std::fs::write(&file, text).unwrap();
         Client::new(ClientOptions {
             auth_files: vec![file],
+            certificate_dirs: vec![trust(dir.path(), registry.address)],
             ..ClientOptions::default()
         })
         .unwrap()

@@ -7,4 +7,5 @@ mod limits;
 mod linked;
 mod raw;
 mod serving;
+mod tls;
 mod transfer;
