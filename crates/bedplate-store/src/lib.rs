@@ -51,5 +51,5 @@ pub use item::Item;
 pub use object::{ReadContentError, objects_of};
 pub use refs::{Pin, RefTarget, RefsError};
 pub use scan::{ContentSink, DigestOnly, ScanError, ScanObserver, scan};
-pub use store::{CreateError, OpenError, ReadStoreError, Sealing, Store, Usage};
+pub use store::{BLOB_MAX, CreateError, OpenError, ReadStoreError, Sealing, Store, Usage};
 pub use transaction::{BeginError, CommitError, PutError, Transaction};

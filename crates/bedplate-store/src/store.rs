@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use bedplate_model::format::{FormatError, FormatHeader};
+use bedplate_model::format::{FormatError, FormatHeader, Size};
 use bedplate_model::{Algorithm, ErofsVersion, ObjectId, RootDigest, Sha256, Tree};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::{durable, files, verity};
@@ -27,6 +27,10 @@ const DIRECTORY_MODE: u32 = 0o700;
 const DIRECTORIES: [&str; 9] = [
     "objects", "images", "layers", "blobs", "refs", "pins", "index", "tmp", "trash",
 ];
+/// The most bytes that a manifest or a config may have: 16 MiB. Registries take manifests of 4 MiB.
+pub const BLOB_MAX: u64 = 16 << 20;
+/// The most bytes that an image or a layer's table may have: 2 GiB. A million files take a few hundred MiB.
+const METADATA_MAX: u64 = 2 << 30;
 /// More bytes of `format.json` than any version writes.
 const FORMAT_FILE_MAX: u64 = 64 * 1024;
 
@@ -158,13 +162,13 @@ pub enum ReadStoreError {
         found: String,
     },
     /// The content is larger than the caller can use.
-    #[error("{item} has {size} bytes, more than the {max} that are expected here")]
+    #[error("{item} has {}, and at most {} are expected here", Size(*.size), Size(*.max))]
     TooLarge {
         /// What was read.
         item: Item,
-        /// Its size.
+        /// Its size, in bytes.
         size: u64,
-        /// What was allowed.
+        /// What was allowed, in bytes.
         max: u64,
     },
     /// The file is no image.
@@ -362,7 +366,7 @@ impl Store {
         erofs::read(&bytes).map_err(|source| ReadStoreError::Image { item, source })
     }
 
-    /// Reads a manifest or config, and checks it against its digest.
+    /// Reads a manifest or config of at most [`BLOB_MAX`] bytes, and checks it against its digest.
     pub fn blob(&self, digest: &Sha256) -> Result<Vec<u8>, ReadStoreError> {
         let item = Item::Blob(*digest);
         let bytes = self.read_item(item)?;
@@ -455,10 +459,19 @@ impl Store {
         }
     }
 
+    /// Reads an item whole, unless it is larger than any of its kind: then it is damaged, and its bytes
+    /// are not wanted.
     pub(crate) fn read_item(&self, item: Item) -> Result<Vec<u8>, ReadStoreError> {
+        let failed = |source| ReadStoreError::Read { item, source };
+        let file = self.open_item(item)?;
+        let size = file.metadata().map_err(failed)?.len();
+        let max = whole_max(item);
+        if size > max {
+            return Err(ReadStoreError::TooLarge { item, size, max });
+        }
         let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut self.open_item(item)?, &mut bytes)
-            .map_err(|source| ReadStoreError::Read { item, source })?;
+        // A file that grows while it is read is cut off, and then it is not what its digest says.
+        io::Read::read_to_end(&mut io::Read::take(file, max), &mut bytes).map_err(failed)?;
         Ok(bytes)
     }
 
@@ -472,6 +485,16 @@ impl Store {
         let reader = files::reopen_read_only(&file)?;
         drop(file); // nobody may hold it open for writing
         Ok(verity::enable(&reader, self.algorithm.kernel_number()).is_ok())
+    }
+}
+
+/// Returns how many bytes an item may have that is read whole.
+fn whole_max(item: Item) -> u64 {
+    match item {
+        Item::Blob(_) => BLOB_MAX,
+        Item::Layer(_) | Item::Image(_) => METADATA_MAX,
+        // A file's content is read piece by piece, and checked by who reads it.
+        Item::Object(_) => u64::MAX,
     }
 }
 

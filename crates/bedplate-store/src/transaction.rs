@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bedplate_model::format::Size;
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{FileContent, ImageName, ObjectId, RootDigest, RuleSet, Sha256, Tree};
 use bedplate_sys::direct::DirectFile;
@@ -38,7 +39,7 @@ use crate::layer::{DecodeLayerError, Layer};
 use crate::object::objects_of;
 use crate::refs::{self, RefDocument, RefTarget};
 use crate::scan::ContentSink;
-use crate::store::{EROFS_VERSION, Sealing, Store, sha256};
+use crate::store::{BLOB_MAX, EROFS_VERSION, Sealing, Store, sha256};
 use crate::verity::Hasher;
 
 /// Contents are read-only from their first moment.
@@ -134,6 +135,9 @@ pub enum PutError {
         /// What was sealed.
         item: Item,
     },
+    /// A manifest or config is larger than one that is read again.
+    #[error("a manifest or config has {}, and at most {} are kept", Size(*.0), Size(BLOB_MAX))]
+    BlobTooLarge(u64),
     /// A tree or ref names something that the store does not have.
     #[error("the store has no {0}")]
     Missing(Item),
@@ -311,6 +315,9 @@ impl<'store> Transaction<'store> {
 
     /// Stores a manifest or config as it was received.
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Sha256, PutError> {
+        if bytes.len() as u64 > BLOB_MAX {
+            return Err(PutError::BlobTooLarge(bytes.len() as u64));
+        }
         let digest = sha256(bytes);
         self.put_item(Item::Blob(digest), bytes)?;
         Ok(digest)

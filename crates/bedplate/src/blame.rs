@@ -20,8 +20,8 @@ use bedplate_store::diff::SummaryError;
 use bedplate_store::gc::GcError;
 use bedplate_store::layer::{ImportError, LayerError, WriteTarError};
 use bedplate_store::{
-    CheckoutError, CommitError, CreateError, OpenError, PutError, ReadContentError, ReadStoreError,
-    RefsError, ScanError,
+    CheckoutError, CommitError, CreateError, Item, OpenError, PutError, ReadContentError,
+    ReadStoreError, RefsError, ScanError,
 };
 use bedplate_sys::mount::MountImageError;
 use bedplate_transport::serve::ServeError;
@@ -204,7 +204,12 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             | ReadStoreError::Image { .. }
             | ReadStoreError::Missing(_) => say(Blame::Damage, DAMAGE_HINT),
             ReadStoreError::Read { source, .. } => Some(of_io(source)),
-            ReadStoreError::TooLarge { .. } => Some((Blame::Usage, None)),
+            // A file that somebody chose may be large; a document of the store never is.
+            ReadStoreError::TooLarge {
+                item: Item::Object(_),
+                ..
+            } => Some((Blame::Usage, None)),
+            ReadStoreError::TooLarge { .. } => say(Blame::Damage, DAMAGE_HINT),
         };
     }
     if let Some(error) = error.downcast_ref::<OpenError>() {
@@ -381,7 +386,6 @@ const DAMAGE_HINT: &str = "`bedplate fsck` lists all damage; untag the images th
 mod tests {
     use super::*;
     use bedplate_model::Sha256;
-    use bedplate_store::Item;
 
     fn blamed(error: impl Error + Send + Sync + 'static) -> Blame {
         let error = anyhow::Error::new(error).context("cannot pull a.example/os:v1");

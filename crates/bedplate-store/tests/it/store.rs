@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use bedplate_model::{FileContent, ImageName, RootDigest, RuleSet};
 use bedplate_store::{
-    CheckoutOptions, DigestOnly, Finding, GcPolicy, RefTarget, Store, checkout, scan,
+    BLOB_MAX, CheckoutOptions, DigestOnly, Finding, GcPolicy, PutError, ReadStoreError, RefTarget,
+    Store, checkout, scan,
 };
 use tempfile::TempDir;
 
@@ -337,6 +338,36 @@ fn damage_is_found_by_fsck_and_by_whoever_reads() {
         place.store.gc(&GcPolicy::default(), false).is_err(),
         "what a damaged image needs is not known, so nothing is collected"
     );
+}
+
+#[test]
+fn a_document_that_is_larger_than_any_is_not_even_read() {
+    let place = Place::new();
+    let source = place.path("source");
+    awkward(&source);
+    let root = place.commit(&source, "os:v1");
+    let transaction = place.store.begin().unwrap();
+    let blob = transaction.put_blob(b"{}").unwrap();
+    transaction.commit().unwrap();
+    let too_large = vec![b' '; usize::try_from(BLOB_MAX).unwrap() + 1];
+    let transaction = place.store.begin().unwrap();
+    let refused = transaction.put_blob(&too_large);
+    assert!(matches!(refused, Err(PutError::BlobTooLarge(_))));
+    drop(transaction);
+
+    // Sparse files: without a limit they would take all memory.
+    for file in [
+        format!("blobs/{}", blob.to_hex()),
+        format!("images/{}", root.image.to_hex()),
+    ] {
+        let path = place.store.path().join(file);
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(6 << 40).unwrap();
+    }
+    let too_large = |error: ReadStoreError| matches!(error, ReadStoreError::TooLarge { .. });
+    assert!(too_large(place.store.blob(&blob).unwrap_err()));
+    assert!(too_large(place.store.tree(&root).unwrap_err()));
+    assert_eq!(place.findings().len(), 2);
 }
 
 #[test]
