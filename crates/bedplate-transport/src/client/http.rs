@@ -1,6 +1,7 @@
 //! HTTP: one request, its redirects, its time limits.
 
 use std::error::Error as _;
+use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
@@ -182,6 +183,27 @@ pub(crate) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let uri: Uri = absolute.parse().ok()?;
     uri.host().filter(|host| !host.is_empty())?;
     Some(uri)
+}
+
+/// Encodes parameters for a query or a form.
+pub(crate) fn encode(parameters: &[(&str, String)]) -> String {
+    let mut text = String::new();
+    for (name, value) in parameters {
+        if !text.is_empty() {
+            text.push('&');
+        }
+        text.push_str(name);
+        text.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+                text.push(byte.into());
+            } else {
+                // Writing to a string does not fail.
+                let _ = write!(text, "%{byte:02X}");
+            }
+        }
+    }
+    text
 }
 
 /// Why a request got no answer.

@@ -10,7 +10,6 @@
 //! it. The realm may be another host, as with every client: the registry is trusted to name it, because
 //! the credential was given for this registry.
 
-use std::fmt::Write as _;
 use std::sync::PoisonError;
 
 use bedplate_model::format::Shown;
@@ -135,7 +134,7 @@ impl Remote {
             parameters.push(("client_id", "bedplate".into()));
             parameters.push(("refresh_token", token));
             let form = HeaderValue::from_static("application/x-www-form-urlencoded");
-            let mut request = Request::new(http::full(encode(&parameters).into()));
+            let mut request = Request::new(http::full(http::encode(&parameters).into()));
             *request.method_mut() = Method::POST;
             *request.uri_mut() = realm.parse().map_err(|_| damaged())?;
             request.headers_mut().insert(header::CONTENT_TYPE, form);
@@ -146,7 +145,7 @@ impl Remote {
                 headers.insert(header::AUTHORIZATION, value.expect("base64 is header text"));
             }
             let joint = if realm.contains('?') { '&' } else { '?' };
-            let address = format!("{realm}{joint}{}", encode(&parameters));
+            let address = format!("{realm}{joint}{}", http::encode(&parameters));
             let address = address.parse().map_err(|_| damaged())?;
             let http = &self.shared.http;
             http.fetch(&Method::GET, &address, &headers, self.place.insecure)
@@ -169,25 +168,4 @@ impl Remote {
             .ok_or_else(damaged)?;
         Ok(token)
     }
-}
-
-/// Encodes parameters for a query or a form.
-fn encode(parameters: &[(&str, String)]) -> String {
-    let mut text = String::new();
-    for (name, value) in parameters {
-        if !text.is_empty() {
-            text.push('&');
-        }
-        text.push_str(name);
-        text.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                text.push(byte.into());
-            } else {
-                // Writing to a string does not fail.
-                let _ = write!(text, "%{byte:02X}");
-            }
-        }
-    }
-    text
 }

@@ -211,11 +211,11 @@ impl Registry {
                     _ => Ok(len),
                 }
             }
-            Some(Some(_)) => Err(ApiError::OutOfOrder {
+            // Another start, or a range that is none.
+            Some(_) => Err(ApiError::OutOfOrder {
                 offset: upload.offset,
                 location: upload_location(repository, id),
             }),
-            Some(None) => Err(ApiError::UploadInvalid("its Content-Range is none")),
         };
         let max = match max {
             Ok(max) => max,

@@ -4,13 +4,15 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse as _, Response};
 use bedplate_model::Sha256;
-use bedplate_model::oci::OCI_INDEX;
+use bedplate_model::oci::{DOCUMENT_MAX, OCI_INDEX};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, put};
 use super::manifests::Outline;
-use super::route::Repository;
+use super::route::{Repository, parse_digest};
+use super::storage::StoredManifest;
 use super::{Registry, query};
+use crate::client::http::encode;
 
 /// The header that says which filters a list of referrers went through.
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -52,46 +54,76 @@ impl Registry {
         request: Request,
     ) -> Result<Response, ApiError> {
         let wanted = query(&request, "artifactType");
+        let last = query(&request, "last")
+            .map(|text| parse_digest(&text))
+            .transpose()?;
         let filter = wanted.clone();
-        let descriptors = self
+        let path = format!("/v2/{}/referrers/{subject}", repository.as_str());
+        let (descriptors, next) = self
             .on_disk(move |storage| {
                 let mut descriptors: Vec<Value> = Vec::new();
+                // Annotations are as long as who pushed them liked: a list ends when it is as long as a
+                // manifest may be, and says where it goes on.
+                let mut left = DOCUMENT_MAX;
+                let mut listed = last;
                 for manifest in storage.referrers(&repository, &subject)? {
+                    if last.is_some_and(|last| manifest.digest.0 <= last.0) {
+                        continue;
+                    }
                     let bytes = storage.manifest_bytes(&manifest)?;
                     let Ok(outline) = Outline::parse(&bytes) else {
                         continue;
                     };
-                    // Without a type of its own, an artifact is of its config's type.
-                    let artifact_type = outline
-                        .artifact_type
-                        .or_else(|| outline.config.and_then(|config| config.media_type));
-                    if filter.is_some() && filter != artifact_type {
+                    let Some(descriptor) = descriptor(&manifest, outline, filter.as_deref()) else {
                         continue;
+                    };
+                    match left.checked_sub(bytes.len() as u64) {
+                        None if !descriptors.is_empty() => return Ok((descriptors, listed)),
+                        rest => left = rest.unwrap_or(0),
                     }
-                    let mut descriptor = json!({
-                        "mediaType": manifest.media_type,
-                        "digest": manifest.digest,
-                        "size": manifest.size,
-                    });
-                    if let Some(artifact_type) = artifact_type {
-                        descriptor["artifactType"] = artifact_type.into();
-                    }
-                    if let Some(annotations) = outline.annotations {
-                        descriptor["annotations"] = annotations.into();
-                    }
+                    listed = Some(manifest.digest);
                     descriptors.push(descriptor);
                 }
-                Ok(descriptors)
+                Ok((descriptors, None))
             })
             .await?;
+        let link = next.map(|last| {
+            let mut parameters = vec![("last", last.to_string())];
+            parameters.extend(wanted.clone().map(|wanted| ("artifactType", wanted)));
+            format!("<{path}?{}>; rel=\"next\"", encode(&parameters))
+        });
         let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors});
-        let mut response = answer(None, &index);
+        let mut response = answer(link, &index);
         put(response.headers_mut(), header::CONTENT_TYPE, OCI_INDEX);
         if wanted.is_some() {
             put(response.headers_mut(), FILTERS_APPLIED, "artifactType");
         }
         Ok(response)
     }
+}
+
+/// Describes a manifest that refers to another, where the filter wants it.
+fn descriptor(manifest: &StoredManifest, outline: Outline, filter: Option<&str>) -> Option<Value> {
+    // Without a type of its own, an artifact is of its config's type.
+    let artifact_type = outline
+        .artifact_type
+        .filter(|artifact_type| !artifact_type.is_empty())
+        .or_else(|| outline.config.and_then(|config| config.media_type));
+    if filter.is_some() && filter != artifact_type.as_deref() {
+        return None;
+    }
+    let mut descriptor = json!({
+        "mediaType": manifest.media_type,
+        "digest": manifest.digest,
+        "size": manifest.size,
+    });
+    if let Some(artifact_type) = artifact_type {
+        descriptor["artifactType"] = artifact_type.into();
+    }
+    if let Some(annotations) = outline.annotations {
+        descriptor["annotations"] = annotations.into();
+    }
+    Some(descriptor)
 }
 
 /// Cuts the page out of an ordered list that `n` and `last` ask for, with the address of the next one.

@@ -1,5 +1,6 @@
 //! The transport's public interface, against itself and against the tools that people use.
 
+mod conformance;
 mod fake;
 mod hostile;
 mod interop;
