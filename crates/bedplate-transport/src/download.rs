@@ -116,8 +116,9 @@ async fn fetch(
         let (mut answer, start) = remote.blob(&digest, offset).await?;
         // A server without ranges begins again; what we have already is passed over.
         let mut at = start;
+        let mut pieces = http::Pieces::of(answer.body_mut());
         let broken = loop {
-            match http::next_piece(answer.body_mut()).await {
+            match pieces.next().await {
                 Ok(None) => break None,
                 Err(error) if error.is_transient() => break Some(error),
                 Err(source) => {

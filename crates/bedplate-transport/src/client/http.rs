@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bedplate_model::format::Size;
 use bytes::Bytes;
@@ -21,8 +21,14 @@ use super::connect::{ConnectError, Connector};
 const REDIRECTS_MAX: usize = 5;
 /// How long a server may take to begin its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a registry may take to answer when it has something to file: some hash or move it first.
+pub(crate) const FILING_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// How long a server may stay silent in the middle of a body.
 const STALL_TIMEOUT: Duration = Duration::from_secs(45);
+/// The least that a server must send in so much time of our waiting: 1 KiB a second on the whole.
+const PACE_MIN: u64 = 60 << 10;
+/// That time.
+const PACE_WINDOW: Duration = Duration::from_secs(60);
 /// How long a connection is kept for the next request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -60,16 +66,19 @@ impl Http {
         request: Request<Body>,
     ) -> Result<Response<Incoming>, HttpError> {
         let host = authority(request.uri()).to_owned();
-        let streaming = request.method() == Method::PATCH;
+        let limit = match *request.method() {
+            // A streamed upload lasts as long as it lasts; who feeds it watches for stalls.
+            Method::PATCH => None,
+            Method::PUT => Some(FILING_TIMEOUT),
+            _ => Some(ANSWER_TIMEOUT),
+        };
         let answer = self.client.request(request);
-        // A streamed upload lasts as long as it lasts; what feeds it watches for stalls.
-        let answer = if streaming {
-            answer.await
-        } else {
-            match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        let answer = match limit {
+            None => answer.await,
+            Some(limit) => match tokio::time::timeout(limit, answer).await {
                 Ok(answer) => answer,
                 Err(_) => return Err(HttpError::Silent { host }),
-            }
+            },
         };
         answer.map_err(|error| HttpError::of(host, error))
     }
@@ -124,26 +133,68 @@ impl Http {
     }
 }
 
-/// Returns the next piece of a body, or `None` at its end.
-pub(crate) async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
-    loop {
-        match tokio::time::timeout(STALL_TIMEOUT, body.frame()).await {
-            Err(_) => return Err(BodyError::Stalled),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(error))) => return Err(BodyError::Broken(error)),
-            Ok(Some(Ok(frame))) => {
-                if let Ok(piece) = frame.into_data() {
-                    return Ok(Some(piece));
-                }
+/// A body while it comes: never silent for long, and never endless by a trickle.
+pub(crate) struct Pieces<'a> {
+    body: &'a mut Incoming,
+    pace: Pace,
+}
+
+impl<'a> Pieces<'a> {
+    pub(crate) fn of(body: &'a mut Incoming) -> Self {
+        Self {
+            body,
+            pace: Pace::default(),
+        }
+    }
+
+    /// Returns the next piece, or `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        loop {
+            let began = Instant::now();
+            let frame = tokio::time::timeout(STALL_TIMEOUT, self.body.frame()).await;
+            let piece = match frame {
+                Err(_) => return Err(BodyError::Stalled),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => return Err(BodyError::Broken(error)),
+                // Trailers mean nothing here, and take their time too.
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+            };
+            if !self.pace.holds(began.elapsed(), piece.len() as u64) {
+                return Err(BodyError::Slow);
+            }
+            if !piece.is_empty() {
+                return Ok(Some(piece));
             }
         }
+    }
+}
+
+/// How fast a body comes, as far as we wait for it: who reads slowly has only itself to blame.
+#[derive(Default)]
+struct Pace {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Adds a wait and what came of it; returns whether that is fast enough.
+    fn holds(&mut self, waited: Duration, bytes: u64) -> bool {
+        self.waited = self.waited.saturating_add(waited);
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.waited < PACE_WINDOW {
+            return true;
+        }
+        let enough = self.bytes >= PACE_MIN;
+        *self = Self::default();
+        enough
     }
 }
 
 /// Reads a whole body of at most `max` bytes.
 pub(crate) async fn read_all(body: &mut Incoming, max: u64) -> Result<Vec<u8>, BodyError> {
     let mut bytes = Vec::new();
-    while let Some(piece) = next_piece(body).await? {
+    let mut pieces = Pieces::of(body);
+    while let Some(piece) = pieces.next().await? {
         if (bytes.len() as u64).saturating_add(piece.len() as u64) > max {
             return Err(BodyError::TooLong(max));
         }
@@ -313,6 +364,9 @@ pub enum BodyError {
     /// Nothing came for too long.
     #[error("the answer stopped coming")]
     Stalled,
+    /// So little comes that it would take for ever.
+    #[error("the answer comes at less than 1 KiB a second")]
+    Slow,
     /// More came than is read.
     #[error("the answer has more than {}", Size(*.0))]
     TooLong(u64),
@@ -322,7 +376,7 @@ impl BodyError {
     /// Returns whether another try may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Broken(_) | Self::Stalled => true,
+            Self::Broken(_) | Self::Stalled | Self::Slow => true,
             Self::TooLong(_) => false,
         }
     }
@@ -331,6 +385,20 @@ impl BodyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trickle_is_too_slow_and_a_slow_line_is_not() {
+        let minute = |bytes_a_second: u64| {
+            let mut pace = Pace::default();
+            (0..600).all(|_| pace.holds(Duration::from_secs(1), bytes_a_second))
+        };
+        assert!(!minute(0) && !minute(100) && minute(1024));
+        let mut pace = Pace::default();
+        assert!(
+            (0..1000).all(|_| pace.holds(Duration::ZERO, 1)),
+            "what is there at once is never too slow"
+        );
+    }
 
     #[test]
     fn locations_are_resolved_against_the_address_that_was_asked() {

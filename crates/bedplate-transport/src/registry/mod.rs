@@ -35,8 +35,7 @@ pub use error::RegistryError;
 
 /// How long a registry may take nothing of an upload that we have bytes for.
 const UPLOAD_STALL: Duration = Duration::from_secs(60);
-/// How long a registry may take to file an upload after its last byte.
-const FILING_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// What is done with a repository: what a token is asked for.
@@ -273,7 +272,7 @@ impl Remote {
                 let limit = match *said.borrow_and_update() {
                     Sending::Making => None,
                     Sending::Piece => Some(UPLOAD_STALL),
-                    Sending::AllSent => Some(FILING_TIMEOUT),
+                    Sending::AllSent => Some(http::FILING_TIMEOUT),
                 };
                 let Some(limit) = limit else {
                     if said.changed().await.is_err() {
