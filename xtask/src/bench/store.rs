@@ -69,7 +69,12 @@ impl Bench {
             if let Some(program) = &cfsctl {
                 let repository = self.fresh("composefs", run);
                 self.settle(tree)?;
-                run::output(on_composefs(program, &repository).args(["init", "--insecure"]))?;
+                run::output(on_composefs(program, &repository).args([
+                    "init",
+                    "--insecure",
+                    "--algorithm",
+                    "fsverity-sha256-12",
+                ]))?;
                 let mut command = on_composefs(program, &repository);
                 command.args(["create-image", "--no-propagate-usr-to-root"]);
                 command.arg(tree).arg("v1");
@@ -296,7 +301,7 @@ fn cfsctl() -> Result<PathBuf> {
 
 fn on_composefs(program: &Path, repository: &Path) -> Command {
     let mut command = Command::new(program);
-    command.args(["--hash", "sha256", "--repo"]).arg(repository);
+    command.arg("--repo").arg(repository);
     command
 }
 
