@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use testkit::qemu::{KeyPair, REGISTRY};
 
 use crate::apt_sources::{self, Mirrors};
-use crate::{packages, run, wants_help, workspace};
+use crate::{namespace, packages, run, wants_help, workspace};
 
 /// The release that the trees are of.
 const RELEASE: &str = "bookworm";
@@ -123,6 +123,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 impl Images {
     /// Opens both trees, making what is missing.
     pub(crate) fn open_or_make() -> Result<Self> {
+        namespace::require()?;
         let place = workspace::target("demo");
         fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
         let key = KeyPair::open_or_make(&place.join("id_ed25519"))?;

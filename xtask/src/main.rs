@@ -26,6 +26,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod images;
+mod namespace;
 mod packages;
 mod programs;
 mod registry;

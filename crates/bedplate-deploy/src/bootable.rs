@@ -11,6 +11,7 @@
 //! a boot partition is checked by nobody later.
 
 use bedplate_boot::kargs::{self, ImageKargsError};
+use bedplate_model::human;
 use bedplate_model::os_release::{self, OsRelease};
 use bedplate_model::{Content, FileContent, NodeId, Sha256, Tree, TreePath, layout};
 use bedplate_store::{ReadStoreError, Store};
@@ -33,7 +34,8 @@ pub struct BootFile {
 
 impl std::fmt::Debug for BootFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({} bytes)", self.sha256, self.bytes.len())
+        let size = human::bytes(self.bytes.len() as u64);
+        write!(f, "{} ({size})", self.sha256)
     }
 }
 

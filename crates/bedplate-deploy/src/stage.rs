@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 
+use bedplate_model::human;
 use bedplate_model::record::{Deployment, DeploymentId, Record, State};
 use bedplate_model::{ImageName, RootDigest, Tree};
 use bedplate_store::diff::{Summary, SummaryError};
@@ -93,7 +94,7 @@ pub enum StageError {
         reason: String,
     },
     /// There is no room.
-    #[error("{place} has {free} bytes free, and {needed} are needed")]
+    #[error("{place} has {} free, and {} are needed", human::bytes(*.free), human::bytes(*.needed))]
     Space {
         /// `the root` or `the boot partition`.
         place: &'static str,

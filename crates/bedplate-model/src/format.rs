@@ -112,45 +112,9 @@ impl fmt::Display for Shown {
     }
 }
 
-/// A size in bytes, shown for people in the units that limits are given in: `4 MiB`, `1.5 GiB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-        let Some(unit) = (self.0.max(1).ilog2() / 10).checked_sub(1) else {
-            return write!(f, "{} bytes", self.0);
-        };
-        let shift = 10 * (unit + 1);
-        let (whole, rest) = (self.0 >> shift, self.0 & ((1 << shift) - 1));
-        // Ten times what is left stays below 2^64: it is less than 2^60.
-        match (rest * 10) >> shift {
-            0 => write!(f, "{whole} {}", UNITS[unit as usize]),
-            tenths => write!(f, "{whole}.{tenths} {}", UNITS[unit as usize]),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_shown_in_the_units_of_limits() {
-        for (size, text) in [
-            (0, "0 bytes"),
-            (1023, "1023 bytes"),
-            (1024, "1 KiB"),
-            (4 << 20, "4 MiB"),
-            (3 << 29, "1.5 GiB"),
-            ((1 << 30) - 1, "1023.9 MiB"),
-            (64 << 30, "64 GiB"),
-            (u64::MAX, "15.9 EiB"),
-        ] {
-            assert_eq!(Size(size).to_string(), text);
-        }
-    }
 
     #[test]
     fn an_unknown_required_feature_is_refused_by_name_and_an_optional_one_is_not() {

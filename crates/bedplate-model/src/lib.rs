@@ -6,10 +6,12 @@
 //! name    Name · TreePath                     what things are called by people
 //! tree    Tree ─ Node ─ Content               a whole root file system as data
 //! image   ImageName                           [HOST/]REPOSITORY[:TAG][@DIGEST]
+//! selector ImageSelector                      what a person writes for one that a store has
 //! oci     Manifest · Index · Descriptor       what registries speak
 //! os_release OsRelease                         what a system says about itself
 //! record  Record ─ Deployment                 what a machine has, and what state each is in
 //! format  FormatHeader                        what a reader must understand
+//! human                                       sizes as people read them
 //! layout                                      where things lie on a machine
 //! ```
 //!
@@ -18,6 +20,7 @@
 
 pub mod digest;
 pub mod format;
+pub mod human;
 pub mod image;
 pub mod layout;
 pub mod metadata;
@@ -25,10 +28,12 @@ pub mod name;
 pub mod oci;
 pub mod os_release;
 pub mod record;
+pub mod selector;
 pub mod tree;
 
 pub use digest::{Algorithm, ErofsVersion, ObjectId, RootDigest, RuleSet, Sha256};
 pub use image::ImageName;
 pub use metadata::{Metadata, Timestamp, Xattrs};
 pub use name::{Name, TreePath};
+pub use selector::ImageSelector;
 pub use tree::{Content, FileContent, Node, NodeId, Rdev, Tree};

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Invariants: nothing is written outside the destination, whatever links the tree has; a directory's
-//! time is set after the last change below it.
+//! time is set after the last change below it; what a failed checkout made is removed again.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -32,7 +32,8 @@ use crate::work::{self, Queue};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckoutOptions {
     /// Leave out what only root may set (owners, devices, some extended attributes) instead of
-    /// failing; [`CheckedOut::left_out`] counts it.
+    /// failing; [`CheckedOut::left_out`] counts it. A file without its owner loses its setuid and
+    /// setgid bits, too: they would lend the rights of whoever checks out.
     pub unprivileged: bool,
 }
 
@@ -43,7 +44,7 @@ pub struct CheckedOut {
     pub entries: u64,
     /// The bytes of the files.
     pub bytes: u64,
-    /// How many owners, devices and extended attributes were left out.
+    /// How many owners, devices, setuid bits and extended attributes were left out.
     pub left_out: u64,
 }
 
@@ -119,7 +120,26 @@ pub fn checkout(
     destination: &Path,
     options: CheckoutOptions,
 ) -> Result<CheckedOut, CheckoutError> {
-    let root = open_destination(destination)?;
+    let (root, made) = open_destination(destination)?;
+    let outcome = fill(store, tree, destination, &root, options);
+    if outcome.is_err() {
+        // What cannot be removed stays: the error that is on its way says more than one about that.
+        let _ = clear(&root);
+        if made {
+            let _ = fs::remove_dir(destination);
+        }
+    }
+    outcome
+}
+
+/// Makes everything below the destination, and sets its own attributes.
+fn fill(
+    store: &Store,
+    tree: &Tree,
+    destination: &Path,
+    root: &OwnedFd,
+    options: CheckoutOptions,
+) -> Result<CheckedOut, CheckoutError> {
     let mut checkout = Checkout {
         store,
         tree,
@@ -133,7 +153,7 @@ pub fn checkout(
     };
     let top = Place {
         path: destination.to_owned(),
-        handle: files::open_beneath(&root, []).map_err(|source| CheckoutError::Destination {
+        handle: files::open_beneath(root, []).map_err(|source| CheckoutError::Destination {
             path: destination.to_owned(),
             source,
         })?,
@@ -344,11 +364,11 @@ impl Checkout<'_> {
     ) -> Result<(), CheckoutError> {
         let file = file.as_fd();
         let owner = rustix::fs::fchown(file, Some(uid(metadata)), Some(gid(metadata)));
-        self.allow(owner.map_err(Into::into), "owner", path)?;
+        let owned = self.allow(owner.map_err(Into::into), "owner", path)?;
         for (name, value) in &metadata.xattrs {
             self.set_xattr(name, path, || xattr::set_on_file(file, name, value))?;
         }
-        rustix::fs::fchmod(file, mode(metadata))
+        rustix::fs::fchmod(file, self.mode(metadata, owned))
             .map_err(|error| attribute(path(), "mode", error.into()))?;
         rustix::fs::futimens(file, &times(metadata))
             .map_err(|error| attribute(path(), "time", error.into()))
@@ -371,7 +391,7 @@ impl Checkout<'_> {
             Some(gid(metadata)),
             nofollow,
         );
-        self.allow(owner.map_err(Into::into), "owner", &path)?;
+        let owned = self.allow(owner.map_err(Into::into), "owner", &path)?;
         for (attribute, value) in &metadata.xattrs {
             self.set_xattr(attribute, &path, || {
                 xattr::set_on_entry(directory, name, attribute, value)
@@ -383,7 +403,7 @@ impl Checkout<'_> {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let handle = rustix::fs::openat(directory, name, flags, Mode::empty())?;
                 let itself = format!("/proc/self/fd/{}", handle.as_raw_fd());
-                rustix::fs::chmod(itself, mode(metadata))
+                rustix::fs::chmod(itself, self.mode(metadata, owned))
             };
             change().map_err(|error| attribute(path(), "mode", error.into()))?;
         }
@@ -398,16 +418,27 @@ impl Checkout<'_> {
         set: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), CheckoutError> {
         let shown = format!("extended attribute {}", bedplate_model::name::shown(name));
-        self.allow(set(), &shown, path)
+        self.allow(set(), &shown, path).map(|_| ())
     }
 
-    /// Lets a refusal pass where the caller said so.
+    /// Returns the permissions of a file that has its owner, or has not.
+    fn mode(&self, metadata: &Metadata, owned: bool) -> Mode {
+        let wanted = mode(metadata);
+        let lent = Mode::SUID | Mode::SGID;
+        if owned || !wanted.intersects(lent) {
+            return wanted;
+        }
+        self.left_out.fetch_add(1, Ordering::Relaxed);
+        wanted - lent
+    }
+
+    /// Lets a refusal pass where the caller said so, and returns whether there was none.
     fn allow(
         &self,
         outcome: io::Result<()>,
         what: &str,
         path: &dyn Fn() -> PathBuf,
-    ) -> Result<(), CheckoutError> {
+    ) -> Result<bool, CheckoutError> {
         match outcome {
             Err(error)
                 if self.options.unprivileged
@@ -417,26 +448,25 @@ impl Checkout<'_> {
                     ) =>
             {
                 self.left_out.fetch_add(1, Ordering::Relaxed);
-                Ok(())
+                Ok(false)
             }
-            other => other.map_err(|source| attribute(path(), what, source)),
+            other => other
+                .map(|()| true)
+                .map_err(|source| attribute(path(), what, source)),
         }
     }
 
     /// Adds the further names of nodes, and sets the attributes of directories, deepest first.
-    fn finish(&self, root: OwnedFd) -> Result<(), CheckoutError> {
+    fn finish(&self, root: &OwnedFd) -> Result<(), CheckoutError> {
         let mut open = vec![Frame {
             path: self.destination.to_owned(),
             node: Tree::ROOT,
             entries: self.tree.entries(Tree::ROOT).into_iter().flatten(),
-            handle: root,
-        }];
-        let top = files::open_beneath(&open[0].handle, []).map_err(|source| {
-            CheckoutError::Destination {
+            handle: files::open_beneath(root, []).map_err(|source| CheckoutError::Destination {
                 path: self.destination.to_owned(),
                 source,
-            }
-        })?;
+            })?,
+        }];
         while let Some(frame) = open.last_mut() {
             let Some((name, node)) = frame.entries.next() else {
                 let metadata = &self.tree.node(frame.node).metadata;
@@ -462,7 +492,7 @@ impl Checkout<'_> {
             } else if !self.is_first(*node, frame.node, name)
                 && let Some(first) = self.first_names.get(node)
             {
-                self.link(&top, first, frame, name)?;
+                self.link(root, first, frame, name)?;
             }
         }
         Ok(())
@@ -513,18 +543,18 @@ struct Frame<'a> {
         std::iter::Flatten<std::option::IntoIter<&'a std::collections::BTreeMap<Name, NodeId>>>,
 }
 
-/// Makes the destination, or checks that it is empty.
-fn open_destination(path: &Path) -> Result<OwnedFd, CheckoutError> {
+/// Makes the destination, or checks that it is empty; says whether it was made.
+fn open_destination(path: &Path) -> Result<(OwnedFd, bool), CheckoutError> {
     let failed = |source| CheckoutError::Destination {
         path: path.to_owned(),
         source,
     };
-    match fs::DirBuilder::new().mode(0o700).create(path) {
+    let made = match fs::DirBuilder::new().mode(0o700).create(path) {
         // It may be there, if it is empty.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(failed(error)),
-        Ok(()) => {}
-    }
+        Ok(()) => true,
+    };
     let handle = files::open_root(path).map_err(failed)?;
     if !files::list(&handle).map_err(failed)?.is_empty() {
         return Err(CheckoutError::NotEmpty(path.to_owned()));
@@ -532,8 +562,30 @@ fn open_destination(path: &Path) -> Result<OwnedFd, CheckoutError> {
     // Everything made below would inherit it; the tree says itself what has an access list.
     match xattr::remove_from_file(&handle, ACL_DEFAULT) {
         Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(failed(error)),
-        _ => Ok(handle),
+        _ => Ok((handle, made)),
     }
+}
+
+/// Removes everything in a directory, also where its attributes were set already.
+fn clear(directory: &OwnedFd) -> io::Result<()> {
+    for entry in files::list(directory)? {
+        if entry.kind.is_none_or(|kind| kind == FileType::Directory)
+            && let Ok(below) = open_writable(directory, &entry.name)
+        {
+            clear(&below)?;
+        }
+        files::remove_tree(directory, &entry.name)?;
+    }
+    Ok(())
+}
+
+/// Opens a directory in which this process may remove entries.
+fn open_writable(parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    let itself = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    rustix::fs::chmod(itself, Mode::RWXU)?;
+    files::open_directory(parent, name)
 }
 
 /// Finds, for each node with several names, the first of them.

@@ -29,6 +29,7 @@ mod buffers;
 pub mod checkout;
 pub mod diff;
 pub mod erofs;
+mod find;
 pub mod fsck;
 pub mod gc;
 pub mod index;
@@ -44,6 +45,7 @@ mod work;
 
 pub use checkout::{CheckoutError, CheckoutOptions, checkout};
 pub use diff::diff;
+pub use find::{FindError, Found};
 pub use fsck::Finding;
 pub use gc::{GcPolicy, GcReport};
 pub use index::{Index, IndexError, Located, RebuiltIndex};

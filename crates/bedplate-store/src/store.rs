@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use bedplate_model::format::{FormatError, FormatHeader, Size};
+use bedplate_model::format::{FormatError, FormatHeader};
+use bedplate_model::human::Size;
 use bedplate_model::{Algorithm, ErofsVersion, ObjectId, RootDigest, Sha256, Tree};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::{durable, files, verity};
@@ -230,6 +231,7 @@ impl Store {
         File::options()
             .append(true)
             .create(true)
+            .mode(0o600)
             .open(&lock)
             .map_err(|error| make(&lock, error))?;
 

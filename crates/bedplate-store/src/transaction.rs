@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bedplate_model::format::Size;
+use bedplate_model::human::Size;
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{FileContent, ImageName, ObjectId, RootDigest, RuleSet, Sha256, Tree};
 use bedplate_sys::direct::DirectFile;

@@ -15,5 +15,6 @@ pub mod mount;
 pub mod namespace;
 pub mod reboot;
 pub mod space;
+pub mod stdio;
 pub mod verity;
 pub mod xattr;

@@ -218,6 +218,13 @@ pub enum Access {
     ReadWrite,
 }
 
+/// Returns whether something is mounted at a directory.
+pub fn is_mount_point(at: &Path) -> io::Result<bool> {
+    use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
+    let stat = rustix::fs::statx(CWD, at, AtFlags::empty(), StatxFlags::empty())?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 /// Shows a directory at a second place.
 pub fn bind(from: &Path, at: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_bind(from, at)?)

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use bedplate_model::Sha256;
-use bedplate_model::format::Size;
+use bedplate_model::human::Size;
 use bedplate_model::oci::Descriptor;
 
 /// The most layers that an image may have. Docker's storage stops at 127.

@@ -16,7 +16,8 @@ use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bedplate_model::format::{Shown, Size};
+use bedplate_model::format::Shown;
+use bedplate_model::human::Size;
 use bedplate_model::oci::{
     ANNOTATION_CONFIG, ANNOTATION_ROOT, Compression, Config, DOCUMENT_MAX, Descriptor, Document,
     DocumentError, Manifest,

@@ -10,18 +10,19 @@ use std::process::ExitCode;
 use bedplate_build::BuildError;
 use bedplate_build::kernel::KernelError;
 use bedplate_deploy::grow::GrowError;
-use bedplate_deploy::install::{ExecuteError, PlanError};
+use bedplate_deploy::install::{ExecuteError, PlanError, TargetError};
 use bedplate_deploy::machine::MachineError;
 use bedplate_deploy::rollback::RollbackError;
 use bedplate_deploy::stage::StageError;
 use bedplate_model::image::ParseImageNameError;
 use bedplate_model::name::NameError;
 use bedplate_store::diff::SummaryError;
+use bedplate_store::fsck::FsckError;
 use bedplate_store::gc::GcError;
 use bedplate_store::layer::{ImportError, LayerError, WriteTarError};
 use bedplate_store::{
-    CheckoutError, CommitError, CreateError, Item, OpenError, PutError, ReadContentError,
-    ReadStoreError, RefsError, ScanError,
+    BeginError, CheckoutError, CommitError, CreateError, FindError, Item, OpenError, PutError,
+    ReadContentError, ReadStoreError, RefsError, ScanError,
 };
 use bedplate_sys::mount::MountImageError;
 use bedplate_transport::serve::ServeError;
@@ -29,6 +30,8 @@ use bedplate_transport::{
     AuthError, ConfigError, ConnectError, HttpError, PackageError, PullError, PushError,
     RegistryError, ResolveError,
 };
+
+use crate::output::WriteOutputError;
 
 /// Who must act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,8 +145,16 @@ fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stat
     if let Some(PackageError::Store(error)) = error.downcast_ref() {
         return Some(error.own());
     }
-    if let Some(PlanError::Read(error)) = error.downcast_ref() {
-        return Some(error);
+    if let Some(error) = error.downcast_ref::<PlanError>() {
+        return match error {
+            PlanError::Read(error) => Some(error),
+            PlanError::Find(error) => Some(error),
+            PlanError::Target(error) => Some(error),
+            _ => None,
+        };
+    }
+    if let Some(CheckoutError::Content { source, .. }) = error.downcast_ref() {
+        return Some(&**source);
     }
     if let Some(BuildError::Kernel(error)) = error.downcast_ref() {
         return Some(error);
@@ -244,7 +255,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     if let Some(error) = error.downcast_ref::<CheckoutError>()
         && error.needs_root()
     {
-        return say(Blame::Host, "only root can restore owners and devices");
+        return say(
+            Blame::Host,
+            "only root can restore owners and devices; --unprivileged leaves them out",
+        );
     }
     if let Some(error) = error.downcast_ref::<PullError>() {
         return of_pull(error);
@@ -270,8 +284,41 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             | RegistryError::Nonsense { .. } => Some((Blame::Remote, None)),
         };
     }
-    if error.is::<ParseImageNameError>() || error.is::<NameError>() {
+    if error.is::<ParseImageNameError>() {
         return say(Blame::Usage, "an image is [HOST/]REPOSITORY[:TAG][@DIGEST]");
+    }
+    if error.is::<NameError>() {
+        return say(
+            Blame::Usage,
+            "each name in a path has 1 to 255 bytes, no NUL, and is neither `.` nor `..`",
+        );
+    }
+    if let Some(error) = error.downcast_ref::<FindError>() {
+        return match error {
+            FindError::Refs(error) => known(error),
+            FindError::Ambiguous { .. } => say(Blame::Usage, "give more digits, or a name"),
+        };
+    }
+    if error.is::<WriteOutputError>() {
+        return Some((Blame::Host, None));
+    }
+    if let Some(TargetError::HoldsData { .. }) = error.downcast_ref() {
+        return say(
+            Blame::Usage,
+            "name another file or disk; --wipe overwrites this one, and all that is on it is lost",
+        );
+    }
+    if let Some(PlanError::Unnamed(_)) = error.downcast_ref() {
+        return say(
+            Blame::Usage,
+            "--target-image names where upgrades come from; or give the image a name with `bedplate tag`",
+        );
+    }
+    if let Some(PlanError::NoImage(_)) = error.downcast_ref() {
+        return say(
+            Blame::Usage,
+            "`bedplate images` lists what there is; `bedplate pull` fetches from a registry",
+        );
     }
     if let Some(BuildError::Unfit { .. }) = error.downcast_ref() {
         return say(
@@ -292,6 +339,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
         );
     }
     if let Some(RefsError::Damaged { .. } | RefsError::Misplaced { .. }) = error.downcast_ref() {
+        return say(Blame::Damage, DAMAGE_HINT);
+    }
+    if within_store(error).is_some_and(is_missing_part) {
         return say(Blame::Damage, DAMAGE_HINT);
     }
     if let Some(StageError::Bad { .. }) = error.downcast_ref() {
@@ -345,6 +395,38 @@ fn of_connection(error: &ConnectError) -> Option<(Blame, Option<String>)> {
         ),
         ConnectError::Tcp(_) | ConnectError::Timeout => say(Blame::Remote, "check host and port"),
     }
+}
+
+/// Returns what the system said of a store's own directories and files.
+fn within_store<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e io::Error> {
+    if let Some(RefsError::Read { source, .. } | RefsError::Write { source, .. }) =
+        error.downcast_ref()
+    {
+        return Some(source);
+    }
+    if let Some(PutError::Write { source, .. }) = error.downcast_ref() {
+        return Some(source);
+    }
+    if let Some(CommitError::Write { source, .. }) = error.downcast_ref() {
+        return Some(source);
+    }
+    if let Some(GcError::Store { source, .. }) = error.downcast_ref() {
+        return Some(source);
+    }
+    if let Some(BeginError { source, .. }) = error.downcast_ref() {
+        return Some(source);
+    }
+    let FsckError { source, .. } = error.downcast_ref()?;
+    Some(source)
+}
+
+/// Returns whether a part of a store is gone, or something else stands in its place: `format.json` was
+/// there, so that is damage, and nothing that was typed.
+fn is_missing_part(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory
+    )
 }
 
 fn known_chain(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {

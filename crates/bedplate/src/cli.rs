@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
+use bedplate_build::lint::LINTS;
 use bedplate_model::record::DeploymentId;
-use bedplate_model::{ErofsVersion, ImageName};
+use bedplate_model::{ErofsVersion, ImageName, ImageSelector};
 use bedplate_transport::Recipe;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Builds, ships, boots and rolls back whole Linux systems as verified images.
 #[derive(Debug, Parser)]
-#[command(name = "bedplate", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "bedplate", version, max_term_width = 100, after_help = HELP_END)]
 pub(crate) struct Cli {
     /// The store to work on [default: the machine's own where Bedplate runs it, else
     /// $XDG_DATA_HOME/bedplate/store]
@@ -24,7 +26,10 @@ pub(crate) struct Cli {
     pub(crate) verb: Verb,
 }
 
-const EXIT_CODES: &str = "\
+const HELP_END: &str = "\
+An image of the store is named [HOST/]REPOSITORY[:TAG][@DIGEST], or by its root digest, or by the
+first digits of its root or manifest digest where they fit one image only.
+
 Exit codes say who must act:
   0  done                          4  the remote side: a registry, the network
   1  the answer is no              5  damage: something is not what its digest says
@@ -120,7 +125,7 @@ pub(crate) struct Build {
     #[arg(long)]
     pub(crate) fatal_warnings: bool,
     /// Switch a lint off
-    #[arg(long = "skip-lint", value_name = "LINT")]
+    #[arg(long = "skip-lint", value_name = "LINT", value_parser = lint_names())]
     pub(crate) skip_lints: Vec<String>,
     /// Print a JSON document
     #[arg(long)]
@@ -163,9 +168,13 @@ pub(crate) struct Commit {
 pub(crate) struct Checkout {
     /// The image
     #[arg(value_name = "REF")]
-    pub(crate) name: ImageName,
+    pub(crate) name: ImageSelector,
     /// The directory: empty, or not there yet
     pub(crate) directory: PathBuf,
+    /// Leave out what only root can restore (owners, device nodes, setuid bits, some extended
+    /// attributes), and say how much that was
+    #[arg(long)]
+    pub(crate) unprivileged: bool,
 }
 
 #[derive(Debug, Args)]
@@ -185,7 +194,7 @@ pub(crate) struct Import {
 pub(crate) struct Export {
     /// The image
     #[arg(value_name = "REF")]
-    pub(crate) name: ImageName,
+    pub(crate) name: ImageSelector,
     /// The file [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
@@ -230,7 +239,7 @@ pub(crate) struct Pull {
 pub(crate) struct Push {
     /// The image in the store
     #[arg(value_name = "REF")]
-    pub(crate) name: ImageName,
+    pub(crate) name: ImageSelector,
     /// Where it goes [default: where its name says]
     #[arg(value_name = "DESTINATION")]
     pub(crate) destination: Option<ImageName>,
@@ -248,7 +257,7 @@ pub(crate) struct Push {
 pub(crate) struct Tag {
     /// The image
     #[arg(value_name = "REF")]
-    pub(crate) source: ImageName,
+    pub(crate) source: ImageSelector,
     /// Its new names
     #[arg(value_name = "NEW", required = true)]
     pub(crate) names: Vec<ImageName>,
@@ -275,7 +284,7 @@ pub(crate) struct Images {
 pub(crate) struct Inspect {
     /// The image
     #[arg(value_name = "REF")]
-    pub(crate) name: ImageName,
+    pub(crate) name: ImageSelector,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -285,7 +294,7 @@ pub(crate) struct Inspect {
 pub(crate) struct Log {
     /// The image
     #[arg(value_name = "REF")]
-    pub(crate) name: ImageName,
+    pub(crate) name: ImageSelector,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -295,7 +304,7 @@ pub(crate) struct Log {
 pub(crate) struct Ls {
     /// The image
     #[arg(value_name = "REF")]
-    pub(crate) name: ImageName,
+    pub(crate) name: ImageSelector,
     /// The path
     #[arg(default_value = "/")]
     pub(crate) path: PathBuf,
@@ -305,13 +314,16 @@ pub(crate) struct Ls {
     /// Go below directories
     #[arg(long, short = 'R')]
     pub(crate) recursive: bool,
+    /// Print a JSON document: an array with all attributes of each entry
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Cat {
     /// The image
     #[arg(value_name = "REF")]
-    pub(crate) name: ImageName,
+    pub(crate) name: ImageSelector,
     /// The files
     #[arg(required = true)]
     pub(crate) paths: Vec<PathBuf>,
@@ -337,7 +349,7 @@ pub(crate) struct Diff {
 pub(crate) struct Mount {
     /// The image
     #[arg(value_name = "REF")]
-    pub(crate) name: ImageName,
+    pub(crate) name: ImageSelector,
     /// Where
     pub(crate) directory: PathBuf,
     /// Refuse objects that are not sealed with fs-verity
@@ -357,7 +369,7 @@ pub(crate) struct Lint {
     #[arg(value_name = "DIR|REF", required_unless_present = "list")]
     pub(crate) subject: Option<String>,
     /// Switch a lint off
-    #[arg(long, value_name = "LINT")]
+    #[arg(long, value_name = "LINT", value_parser = lint_names())]
     pub(crate) skip: Vec<String>,
     /// Refuse warnings, too
     #[arg(long)]
@@ -410,8 +422,8 @@ pub(crate) struct ToDisk {
     pub(crate) target: PathBuf,
     /// The image, from the store
     #[arg(long, value_name = "REF")]
-    pub(crate) image: ImageName,
-    /// Where the machine looks for upgrades [default: the image's name]
+    pub(crate) image: ImageSelector,
+    /// Where the machine looks for upgrades [default: the image's name; none where that has no tag]
     #[arg(long, value_name = "REF")]
     pub(crate) target_image: Option<ImageName>,
     /// The size of a file, such as 10G; it grows to its disk at the first boot [default: what the image
@@ -502,6 +514,11 @@ pub(crate) enum Internal {
     Prove,
     /// Grow the root to its disk (at the first boot)
     Grow,
+}
+
+/// Returns the parser of a lint's name, which lists all of them when there is none of that name.
+fn lint_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(LINTS.map(|lint| lint.name))
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

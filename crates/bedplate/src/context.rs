@@ -6,8 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bedplate_model::{ImageName, RootDigest, layout};
-use bedplate_store::{RefTarget, Store};
+use bedplate_model::{ImageName, ImageSelector, RootDigest, layout};
+use bedplate_store::{Found, RefTarget, Store};
 
 use bedplate_transport::{Client, ClientOptions, TlsVerify};
 
@@ -159,10 +159,10 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Finds an image by its name, or says that the store has none.
-pub(crate) fn find_image(store: &Store, name: &ImageName) -> anyhow::Result<RefTarget> {
+/// Finds an image by its name or digest, or says that the store has none.
+pub(crate) fn find_image(store: &Store, name: &ImageSelector) -> anyhow::Result<Found> {
     let found = store
-        .resolve(name)
+        .find(name)
         .with_context(|| format!("cannot look up {name}"))?;
     found.ok_or_else(|| {
         Refusal::usage(
@@ -175,12 +175,14 @@ pub(crate) fn find_image(store: &Store, name: &ImageName) -> anyhow::Result<RefT
 
 /// Checks that a name can be given: a digest is found out, not chosen.
 pub(crate) fn tag_name(name: &ImageName) -> anyhow::Result<ImageName> {
-    match name.digest() {
-        None => Ok(name.clone()),
-        Some(_) => Err(Refusal::usage(
+    let local = name.to_string();
+    let local = local.strip_prefix("localhost/").unwrap_or(&local);
+    if name.digest().is_some() || local.parse::<RootDigest>().is_ok() {
+        return Err(Refusal::usage(
             format!("{name} cannot be given to an image: it has a digest in it"),
             "name it REPOSITORY:TAG",
         )
-        .into()),
+        .into());
     }
+    Ok(name.clone())
 }

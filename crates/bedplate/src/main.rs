@@ -5,6 +5,7 @@
 //!      ── host     what the surroundings say, read once
 //!      ── verbs    one file for each verb: calls the libraries, draws the result
 //!      ── render   tables, JSON, progress
+//!      ── output   standard output, and what its failures mean
 //!      ── blame    who must act when it failed: exit code and hint
 //! ```
 //!
@@ -14,10 +15,11 @@ mod blame;
 mod cli;
 mod context;
 mod host;
+mod output;
 mod render;
 mod verbs;
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -26,6 +28,7 @@ use crate::blame::Blame;
 use crate::cli::Cli;
 use crate::context::Context;
 use crate::host::Host;
+use crate::output::Output;
 
 /// How a verb ended when nothing went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +45,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let host = Host::observe();
     raise_open_files();
-    let mut out = BufWriter::new(io::stdout().lock());
+    leave_modes_alone();
+    let mut out = BufWriter::new(Output::of_process());
     let result = {
         let mut context = Context::new(&cli, &host, &mut out);
         verbs::run(&cli.verb, &mut context)
@@ -56,7 +60,7 @@ fn main() -> ExitCode {
         Ok(Answer::No) => ExitCode::from(1),
         Ok(Answer::Damage) => Blame::Damage.exit_code(),
         // The reader of our output had enough: `bedplate ls os | head` is no failure.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if output::is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // What was written before the failure still belongs in front of the error.
             let _ = out.flush();
@@ -78,9 +82,15 @@ fn raise_open_files() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+/// Sees to it that files have the modes that are asked for, whatever mask the caller left: one that takes
+/// rights from the owner would make a store that its own owner cannot use, and one that takes none would
+/// let everybody write. A stricter one (027, 077) stays, for the files that a person names.
+fn leave_modes_alone() {
+    use rustix::fs::Mode;
+    use rustix::process::umask;
+    const USUAL: Mode = Mode::WGRP.union(Mode::WOTH);
+    let given = umask(USUAL);
+    if !given.intersects(Mode::RWXU) {
+        umask(given | USUAL);
+    }
 }

@@ -1,7 +1,7 @@
 //! The three-way merge of /etc, as a pure function of three trees.
 //!
 //! ```text
-//! here = base                 the image's new version
+//! here = base                 the image's new version, told where it renumbers users or groups
 //! image = base                the local version
 //! here = image                that
 //! both directories            entry by entry
@@ -190,6 +190,7 @@ impl Merger<'_, '_> {
         image: Option<Place<'_>>,
     ) -> Result<(), MergeError> {
         if same(here, base) {
+            self.tell_of_moved_ids(name, here, image)?;
             return self.take(parent, name, Side::Image, image);
         }
         if same(image, base) || same(here, image) {
@@ -236,6 +237,38 @@ impl Merger<'_, '_> {
             }
             (Some(here), Some(image)) => self.both(parent, name, base, here, image),
         }
+    }
+
+    /// Tells which users and groups the image renumbers in a file that nobody changed here.
+    ///
+    /// The image's file is taken whole, but files outside /etc keep the old numbers all the same.
+    fn tell_of_moved_ids(
+        &mut self,
+        name: &Name,
+        here: Option<Place<'_>>,
+        image: Option<Place<'_>>,
+    ) -> Result<(), MergeError> {
+        let top = self.path.components().len() == 1;
+        let (true, Some(kind), Some(here), Some(image)) =
+            (top, accounts::kind(name.as_bytes()), here, image)
+        else {
+            return Ok(());
+        };
+        let (Content::File(ours), Content::File(theirs)) =
+            (&here.node().content, &image.node().content)
+        else {
+            return Ok(());
+        };
+        if ours != theirs {
+            let before = self.read(Side::Here, ours)?;
+            let after = self.read(Side::Image, theirs)?;
+            // Nothing is left out where nobody has an entry of his own.
+            let merged = accounts::merge(kind, &before, &before, &after, &mut LeftOut::default());
+            for kind in merged.conflicts {
+                self.conflict(kind);
+            }
+        }
+        Ok(())
     }
 
     /// Merges two versions that both differ from the base, and are not both directories.

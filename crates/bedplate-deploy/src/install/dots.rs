@@ -1,4 +1,4 @@
-//! Puts right how `fatfs` 0.3 begins a directory.
+//! Puts right what `fatfs` 0.3 writes: how a directory begins, and the date of every entry.
 //!
 //! ```text
 //! as written    long "."   "."   long ".."   ".." → first cluster of the root
@@ -8,13 +8,20 @@
 //! The FAT specification (Microsoft, version 1.03, "Directories") has `.` and `..` as the first two
 //! entries, without long names, and 0 for the root; file system checkers repair anything else.
 //!
-//! Invariant: a directory that is as specified is not touched, so this can run any number of times.
+//! Without a clock it dates everything 1980-00-00, which is no day.
+//!
+//! Invariant: a volume that is as specified is not changed, so this can run any number of times.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use super::fat_time::FatTime;
 
 const ENTRY: usize = 32;
 const ATTRIBUTE: usize = 11;
 const LONG_NAME: u8 = 0x0f;
+/// Where time and date of making, date of reading, and time and date of writing stand in an entry.
+const TIMES: [usize; 2] = [14, 22];
+const DATES: [usize; 3] = [16, 18, 24];
 const DIRECTORY: u8 = 0x10;
 const DELETED: u8 = 0xe5;
 const DOT: &[u8; 11] = b".          ";
@@ -73,8 +80,11 @@ impl Geometry {
     }
 }
 
-/// Puts right the beginning of every directory of a FAT32 volume.
-pub(super) fn put_right(volume: &mut (impl Read + Write + Seek)) -> io::Result<()> {
+/// Puts right the beginning of every directory of a FAT32 volume, and dates every entry.
+pub(super) fn put_right(
+    volume: &mut (impl Read + Write + Seek),
+    written: FatTime,
+) -> io::Result<()> {
     let geometry = Geometry::read(volume)?;
     let mut pending = vec![(geometry.root, None)];
     // Each directory has a cluster of its own; more than there are clusters would be a circle.
@@ -87,10 +97,15 @@ pub(super) fn put_right(volume: &mut (impl Read + Write + Seek)) -> io::Result<(
             let place = geometry.place(cluster)?;
             volume.seek(SeekFrom::Start(place))?;
             volume.read_exact(&mut bytes)?;
+            let mut changed = false;
             if let Some(parent) = parent
                 && cluster == first
-                && straighten(&mut bytes, if parent == geometry.root { 0 } else { parent })
             {
+                let parent = if parent == geometry.root { 0 } else { parent };
+                changed |= straighten(&mut bytes, parent);
+            }
+            changed |= stamp(&mut bytes, written);
+            if changed {
                 volume.seek(SeekFrom::Start(place))?;
                 volume.write_all(&bytes)?;
             }
@@ -122,6 +137,25 @@ fn straighten(bytes: &mut [u8], parent: u32) -> bool {
         bytes[at * ENTRY] = DELETED;
     }
     true
+}
+
+/// Dates every entry of a cluster, and returns whether that changed one.
+fn stamp(bytes: &mut [u8], written: FatTime) -> bool {
+    let mut changed = false;
+    for entry in bytes
+        .chunks_exact_mut(ENTRY)
+        .take_while(|entry| entry[0] != 0)
+        .filter(|entry| entry[0] != DELETED && entry[ATTRIBUTE] != LONG_NAME)
+    {
+        let times = TIMES.map(|at| (at, written.time));
+        let dates = DATES.map(|at| (at, written.date));
+        for (at, value) in times.into_iter().chain(dates) {
+            let field = &mut entry[at..at + 2];
+            changed |= field != value.to_le_bytes();
+            field.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    changed
 }
 
 /// Lists the first clusters of the directories that these entries name.

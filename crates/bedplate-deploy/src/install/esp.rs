@@ -1,7 +1,7 @@
 //! The EFI system partition of a disk that is being made: FAT32 in a region of a file, written without
 //! a mount.
 //!
-//! Invariant: the region is all that is touched, and every time in it is FAT's first (1980), so that
+//! Invariant: the region is all that is touched, and every time in it is the one that is given, so that
 //! the same files give the same bytes.
 
 use std::fs::File;
@@ -12,6 +12,7 @@ use bedplate_boot::partition::{BootPartition, FILE_MAX};
 use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use fscommon::StreamSlice;
 
+use super::fat_time::FatTime;
 use super::layout::Region;
 
 /// FAT32 is told from FAT16 by this number of clusters alone.
@@ -58,10 +59,12 @@ impl FatPartition {
     }
 
     /// Writes what is still in memory, and waits until all is on the disk.
-    pub fn finish(self) -> io::Result<()> {
+    ///
+    /// Every entry is dated `written`.
+    pub fn finish(self, written: FatTime) -> io::Result<()> {
         self.volume.stats()?; // counts the free clusters, which unmounting then notes
         self.volume.unmount()?;
-        super::dots::put_right(&mut slice(&self.disk, self.region)?)?;
+        super::dots::put_right(&mut slice(&self.disk, self.region)?, written)?;
         self.disk.sync_all()
     }
 
@@ -220,7 +223,7 @@ mod tests {
         partition.write("gone", b"x").unwrap();
         partition.remove("gone").unwrap();
         partition.remove("gone").unwrap();
-        partition.finish().unwrap();
+        partition.finish(FatTime::FIRST).unwrap();
 
         let partition = FatPartition::open(&disk, region).unwrap();
         assert_eq!(partition.list("").unwrap(), ["EFI", "loader"]);
@@ -244,11 +247,33 @@ mod tests {
     }
 
     #[test]
+    fn every_entry_has_the_date_that_was_given() {
+        let (disk, region, mut partition) = partition(ESP_MIN);
+        partition.write("EFI/BOOT/BOOTX64.EFI", b"loader").unwrap();
+        partition.finish(FatTime::from_unix(1_700_000_000)).unwrap();
+        let partition = FatPartition::open(&disk, region).unwrap();
+        for path in ["", "EFI", "EFI/BOOT"] {
+            let directory = partition.directory(path).unwrap().unwrap();
+            for entry in directory.iter() {
+                let entry = entry.unwrap();
+                for date in [
+                    entry.created().date,
+                    entry.modified().date,
+                    entry.accessed(),
+                ] {
+                    let found = (date.year, date.month, date.day);
+                    assert_eq!(found, (2023, 11, 14), "{path}/{}", entry.file_name());
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_same_files_give_the_same_bytes() {
         let make = || {
             let (mut disk, _, mut partition) = partition(ESP_MIN);
             partition.write("loader/entries.srel", b"type1\n").unwrap();
-            partition.finish().unwrap();
+            partition.finish(FatTime::FIRST).unwrap();
             let mut bytes = Vec::new();
             io::Seek::rewind(&mut disk).unwrap();
             disk.read_to_end(&mut bytes).unwrap();

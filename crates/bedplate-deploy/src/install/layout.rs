@@ -81,17 +81,28 @@ impl Layout {
     }
 }
 
+/// Prints a size in whole MiB, rounded up: what `--size` and `--esp-size` take as `M`.
+pub(super) fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(ALIGN))
+}
+
 /// Why a disk cannot be divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// The ESP is too small for FAT32.
-    #[error("an EFI system partition of {esp} bytes is too small; {ESP_MIN} are the least")]
+    #[error(
+        "an EFI system partition of {} is too small; {} are the least",
+        mib(*.esp), mib(ESP_MIN)
+    )]
     SmallEsp {
         /// What was asked for.
         esp: u64,
     },
     /// The disk is too small.
-    #[error("a disk of {size} bytes is too small; this image needs {needed}")]
+    #[error(
+        "a disk of {} is too small; this image needs {}",
+        mib(*.size), mib(*.needed)
+    )]
     SmallDisk {
         /// What there is.
         size: u64,

@@ -19,6 +19,7 @@ mod content;
 mod dots;
 pub mod esp;
 pub mod ext4;
+mod fat_time;
 pub mod layout;
 mod plan;
 mod staging;
@@ -27,6 +28,7 @@ mod target;
 
 pub use content::ContentError;
 pub use ext4::Ext4Error;
+pub use fat_time::FatTime;
 pub use layout::{Layout, LayoutError};
 pub use plan::{
     ExecuteError, InstallEvent, InstallObserver, InstallOptions, InstallPlan, Installed, PlanError,

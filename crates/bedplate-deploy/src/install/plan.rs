@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 use bedplate_boot::partition::BootPartition as _;
 use bedplate_boot::{kargs, render};
 use bedplate_model::record::{Deployment, Record, State};
-use bedplate_model::{FileContent, ImageName, ObjectId, Tree, tree};
-use bedplate_store::{ReadStoreError, RefTarget, RefsError, Store};
+use bedplate_model::{
+    FileContent, ImageName, ImageSelector, ObjectId, RootDigest, Tree, human, tree,
+};
+use bedplate_store::{FindError, Found, ReadStoreError, RefTarget, Store};
 
 use super::content::{self, ContentError};
 use super::esp::FatPartition;
 use super::ext4::{self, Ext4Error};
-use super::layout::{ALIGN, ESP_DEFAULT, Layout, LayoutError};
+use super::fat_time::FatTime;
+use super::layout::{ALIGN, ESP_DEFAULT, Layout, LayoutError, mib};
 use super::staging::{Staging, StagingError};
 use super::table::{self, Identifiers, TableError};
 use super::target::{Target, TargetError, Writing};
@@ -40,6 +43,9 @@ pub struct InstallOptions {
     pub identifiers: Identifiers,
     /// What time it is, in seconds since 1970.
     pub now: i64,
+    /// The time of every file on the ESP, in seconds since 1970 (`SOURCE_DATE_EPOCH`); otherwise FAT's
+    /// first one. Never the clock's: the same image gives the same bytes.
+    pub source_date: Option<i64>,
 }
 
 /// What is told while a plan is executed.
@@ -85,6 +91,7 @@ pub struct InstallPlan<'a> {
     loader: BootFile,
     boot: render::Plan,
     allow_unsealed: bool,
+    written: FatTime,
 }
 
 /// Where the loader lies on the ESP: where firmware looks on any disk, and where its own tools do.
@@ -116,14 +123,24 @@ impl<'a> InstallPlan<'a> {
     /// Computes what an install of an image will do; nothing is changed.
     pub fn new(
         store: &'a Store,
-        name: &ImageName,
+        image: &ImageSelector,
         path: &Path,
         options: &InstallOptions,
     ) -> Result<Self, PlanError> {
         // 1. What is installed.
-        let image = store
-            .resolve(name)?
-            .ok_or_else(|| PlanError::NoImage(name.clone()))?;
+        let Found {
+            name,
+            target: image,
+        } = store
+            .find(image)?
+            .ok_or_else(|| PlanError::NoImage(image.clone()))?;
+        let follows = match (&options.upgrade_from, name) {
+            (Some(name), _) => name.clone(),
+            // Upgrades come by tag; an image that is named by its digest alone stays the one that it is.
+            (None, Some(name)) if name.tag().is_some() => name.without_digest(),
+            (None, Some(name)) => name,
+            (None, None) => return Err(PlanError::Unnamed(image.root)),
+        };
         let tree = store.tree(&image.root)?;
         let bootable = Bootable::read(store, &tree)?;
         let loader = bootable.loader.clone().ok_or(PlanError::NoLoader)?;
@@ -156,10 +173,7 @@ impl<'a> InstallPlan<'a> {
         let deployment = Deployment {
             id: options.identifiers.deployment,
             sequence: 1,
-            image: options
-                .upgrade_from
-                .clone()
-                .unwrap_or_else(|| name.without_digest()),
+            image: follows,
             root: image.root,
             manifest: image.manifest,
             version: bootable.version.clone(),
@@ -194,6 +208,9 @@ impl<'a> InstallPlan<'a> {
             identifiers: options.identifiers,
             content,
             allow_unsealed: options.allow_unsealed,
+            written: options
+                .source_date
+                .map_or(FatTime::FIRST, FatTime::from_unix),
         })
     }
 
@@ -276,7 +293,7 @@ impl InstallPlan<'_> {
                 .map(|file| file.bytes.clone())
                 .ok_or_else(|| io::ErrorKind::NotFound.into())
         })?;
-        partition.finish().map_err(ExecuteError::Esp)
+        partition.finish(self.written).map_err(ExecuteError::Esp)
     }
 }
 
@@ -352,7 +369,6 @@ impl fmt::Display for InstallPlan<'_> {
             Target::File => "file",
             Target::Disk { .. } => "disk",
         };
-        let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(ALIGN));
         writeln!(
             f,
             "Install {} to the {what} {}",
@@ -368,6 +384,7 @@ impl fmt::Display for InstallPlan<'_> {
         writeln!(f, "  kernel       {}", deployment.kernel)?;
         writeln!(f, "  deployment   {}", deployment.id)?;
         writeln!(f, "  arguments    {}", deployment.kargs.join(" "))?;
+        writeln!(f, "  upgrades     {}", Upgrades(&deployment.image))?;
         writeln!(f, "Partitions of {} in all", mib(self.layout.size))?;
         for (name, kind, region) in [
             ("esp", "FAT32", self.layout.esp),
@@ -379,7 +396,8 @@ impl fmt::Display for InstallPlan<'_> {
         writeln!(f, "  root file system {}", self.identifiers.root)?;
         writeln!(f, "Boot partition")?;
         for path in LOADER_PATHS {
-            writeln!(f, "  write {path} ({} bytes)", self.loader.bytes.len())?;
+            let size = human::bytes(self.loader.bytes.len() as u64);
+            writeln!(f, "  write {path} ({size})")?;
         }
         for operation in &self.boot.operations {
             writeln!(f, "  {operation}")?;
@@ -398,15 +416,35 @@ impl fmt::Display for InstallPlan<'_> {
     }
 }
 
+/// Where upgrades come from, as a plan says it.
+struct Upgrades<'a>(&'a ImageName);
+
+impl fmt::Display for Upgrades<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(name) = self;
+        let switch = "`bedplate switch` names one";
+        if name.is_local() {
+            return write!(f, "no source: {name} is in no registry; {switch}");
+        }
+        match (name.tag(), name.digest()) {
+            (Some(_), None) => write!(f, "from {name}"),
+            _ => write!(f, "no source: {name} is one image for ever; {switch}"),
+        }
+    }
+}
+
 /// Why an image cannot be installed as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The store has no such image.
     #[error("the store has no image {0}")]
-    NoImage(ImageName),
-    /// The refs could not be read.
+    NoImage(ImageSelector),
+    /// The store could not be asked.
     #[error(transparent)]
-    Refs(#[from] RefsError),
+    Find(#[from] FindError),
+    /// It is not known where the machine would look for upgrades.
+    #[error("{0} has no name that the machine could look for upgrades under")]
+    Unnamed(RootDigest),
     /// The image could not be read.
     #[error(transparent)]
     Read(#[from] ReadStoreError),
@@ -427,7 +465,8 @@ pub enum PlanError {
     Target(#[from] TargetError),
     /// The ESP could not hold the kernels of two deployments.
     #[error(
-        "an EFI system partition of {esp} bytes is too small for two kernels; {needed} are needed"
+        "an EFI system partition of {} is too small for two kernels; {} are needed",
+        mib(*.esp), mib(*.needed)
     )]
     SmallEsp {
         /// What was asked for.

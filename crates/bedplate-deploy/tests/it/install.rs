@@ -79,7 +79,7 @@ impl Fixture {
     }
 
     fn plan(&self, disk: &Path, options: &InstallOptions) -> Result<InstallPlan<'_>, PlanError> {
-        InstallPlan::new(&self.store, &self.name, disk, options)
+        InstallPlan::new(&self.store, &self.name.clone().into(), disk, options)
     }
 }
 
@@ -93,6 +93,7 @@ fn options() -> InstallOptions {
         wipe: false,
         identifiers: Identifiers::from_seed(Uuid::from_u128(1)),
         now: 1_700_000_000,
+        source_date: None,
     }
 }
 
@@ -132,7 +133,7 @@ fn a_file_becomes_a_disk_that_other_tools_find_sound() {
         "registry.example:5000/os:v1",
         "Test OS 1",
         "console=ttyS0 quiet",
-        "EFI/BOOT/BOOTX64.EFI (90000 bytes)",
+        "EFI/BOOT/BOOTX64.EFI (90.0 kB)",
         "loader/loader.conf",
     ] {
         assert!(shown.contains(wanted), "{wanted} in\n{shown}");
@@ -288,10 +289,77 @@ fn sizes_and_names_that_cannot_be_are_refused_before_anything_is_written() {
     ));
     let other: ImageName = "os:other".parse().unwrap();
     assert!(matches!(
-        InstallPlan::new(&fixture.store, &other, &disk, &options()),
+        InstallPlan::new(&fixture.store, &other.clone().into(), &disk, &options()),
         Err(PlanError::NoImage(_))
     ));
     assert!(!disk.exists());
+}
+
+#[test]
+fn the_plan_says_where_upgrades_come_from_and_makes_no_tag_up() {
+    let fixture = Fixture::new();
+    let disk = fixture.path("disk.img");
+    let found = fixture.store.resolve(&fixture.name).unwrap().unwrap();
+    let transaction = fixture.store.begin().unwrap();
+    let manifest = transaction.put_blob(b"{}").unwrap();
+    let pinned = fixture.name.by_digest(manifest);
+    let target = RefTarget {
+        manifest: Some(manifest),
+        ..found.clone()
+    };
+    transaction.set_ref(&pinned, target).unwrap();
+    let local: ImageName = "os:v1".parse().unwrap();
+    transaction.set_ref(&local, found.clone()).unwrap();
+    transaction.commit().unwrap();
+    let plan = |image: &str, options: &InstallOptions| {
+        let selector = image.parse().unwrap();
+        InstallPlan::new(&fixture.store, &selector, &disk, options).unwrap()
+    };
+    let of_plan = |plan: &InstallPlan<'_>| {
+        let text = plan.to_string();
+        let line = text.lines().find(|line| line.starts_with("  upgrades"));
+        (
+            plan.deployment().image.to_string(),
+            line.unwrap().to_owned(),
+        )
+    };
+
+    let (image, line) = of_plan(&plan("registry.example:5000/os:v1", &options()));
+    assert_eq!(image, "registry.example:5000/os:v1");
+    assert!(line.ends_with("from registry.example:5000/os:v1"), "{line}");
+
+    let (image, line) = of_plan(&plan(&pinned.to_string(), &options()));
+    assert_eq!(image, pinned.to_string(), "no tag is made up");
+    assert!(
+        line.contains("no source") && line.contains("bedplate switch"),
+        "{line}"
+    );
+
+    let (_, line) = of_plan(&plan("os:v1", &options()));
+    assert!(
+        line.contains("no source: localhost/os:v1 is in no registry"),
+        "{line}"
+    );
+
+    let follow = InstallOptions {
+        upgrade_from: Some("registry.example:5000/os:stable".parse().unwrap()),
+        ..options()
+    };
+    let (_, line) = of_plan(&plan(&found.root.to_string(), &follow));
+    assert!(
+        line.ends_with("from registry.example:5000/os:stable"),
+        "{line}"
+    );
+
+    // The image of no name has no place to look for upgrades either.
+    let transaction = fixture.store.begin().unwrap();
+    for name in [&fixture.name, &pinned, &local] {
+        transaction.remove_ref(name);
+    }
+    transaction.commit().unwrap();
+    let selector = found.root.to_string().parse().unwrap();
+    let unnamed = InstallPlan::new(&fixture.store, &selector, &disk, &options());
+    assert!(matches!(unnamed, Err(PlanError::Unnamed(_))));
 }
 
 #[test]

@@ -317,7 +317,7 @@ fn damage_is_found_by_fsck_and_by_whoever_reads() {
             assert!(place.findings()[0].to_string().contains(&id.to_hex()));
             let copy = place.path("copy");
             assert!(checkout(&place.store, &tree, &copy, CheckoutOptions::default()).is_err());
-            fs::remove_dir_all(copy).unwrap();
+            assert!(!copy.exists(), "a failed checkout leaves nothing");
         }
         fs::remove_file(&path).unwrap();
         let findings: Vec<String> = place.findings().iter().map(ToString::to_string).collect();
@@ -407,6 +407,47 @@ fn a_name_with_a_digest_finds_its_manifest() {
     let unknown = format!("quay.io/team/os@sha256:{}", "0".repeat(64));
     assert_eq!(place.store.resolve(&image(&unknown)).unwrap(), None);
     assert_eq!(place.store.blob(&manifest).unwrap(), b"{\"manifest\":1}");
+}
+
+#[test]
+fn digits_that_fit_two_images_find_neither() {
+    use bedplate_model::ImageSelector;
+    use bedplate_store::FindError;
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    // Two manifests whose digests begin alike: among so many there are some.
+    let mut seen = std::collections::HashMap::new();
+    let transaction = place.store.begin().unwrap();
+    let mut number = 0_u32;
+    let alike = loop {
+        let manifest = transaction.put_blob(&number.to_le_bytes()).unwrap();
+        if let Some(other) = seen.insert(manifest.to_hex()[..4].to_owned(), manifest) {
+            break [other, manifest];
+        }
+        number += 1;
+    };
+    for (manifest, name) in alike.iter().zip(["os:v1", "os:v2"]) {
+        fs::write(source.join("name"), name).unwrap();
+        let tree = scan(&source, &transaction, &()).unwrap();
+        let root = transaction.put_image(&tree, RuleSet::Exact1).unwrap();
+        let mut with_manifest = target(root);
+        with_manifest.manifest = Some(*manifest);
+        transaction.set_ref(&image(name), with_manifest).unwrap();
+    }
+    transaction.commit().unwrap();
+    let find = |digits: &str| place.store.find(&digits.parse::<ImageSelector>().unwrap());
+    let hex = alike[0].to_hex();
+    assert!(matches!(
+        find(&hex[..4]),
+        Err(FindError::Ambiguous { roots, .. }) if roots.len() == 2
+    ));
+    for digits in [&hex[..32], &hex, &alike[0].to_string()] {
+        let found = find(digits).unwrap().unwrap();
+        assert_eq!(found.name, Some(image("os:v1")), "{digits}");
+        assert_eq!(found.target.manifest, Some(alike[0]));
+    }
+    assert_eq!(find("0000000000000000").unwrap(), None);
 }
 
 #[test]

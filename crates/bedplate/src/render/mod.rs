@@ -5,31 +5,14 @@ pub(crate) mod table;
 
 use std::io::{self, Write};
 
+pub(crate) use bedplate_model::human::bytes;
+
 use serde::Serialize;
 
 /// Writes a document for programs: indented JSON and a newline.
 pub(crate) fn json(out: &mut dyn Write, document: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, document)?;
     writeln!(out)
-}
-
-/// Prints a length with a unit that keeps it short: `12.3 MB`, as podman does (powers of 1000).
-pub(crate) fn bytes(length: u64) -> String {
-    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
-    if length < 1000 {
-        return format!("{length} B");
-    }
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "one digit after the point is shown"
-    )]
-    let mut value = length as f64 / 1000.0;
-    let mut unit = 0;
-    while value >= 999.95 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
 }
 
 /// Prints how long ago something was: `3 minutes ago`.
@@ -63,21 +46,6 @@ pub(crate) fn short(digest: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lengths_are_short_and_never_round_up_to_a_thousand() {
-        for (length, text) in [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1000, "1.0 kB"),
-            (999_949, "999.9 kB"),
-            (999_950, "1.0 MB"),
-            (1_145_800_000, "1.1 GB"),
-            (u64::MAX, "18.4 EB"),
-        ] {
-            assert_eq!(bytes(length), text);
-        }
-    }
 
     #[test]
     fn ages_are_told_as_people_tell_them() {

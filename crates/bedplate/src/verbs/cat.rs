@@ -13,7 +13,7 @@ use crate::context::{Context, find_image};
 
 pub(super) fn run(cat: &Cat, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let image = find_image(&store, &cat.name)?;
+    let image = find_image(&store, &cat.name)?.target;
     let tree = store
         .tree(&image.root)
         .with_context(|| format!("cannot read {}", cat.name))?;

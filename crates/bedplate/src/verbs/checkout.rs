@@ -1,4 +1,5 @@
-//! `checkout`: restores an image to a directory, every attribute exactly.
+//! `checkout`: restores an image to a directory, every attribute exactly; or without privileges, what a
+//! plain user may restore.
 
 use anyhow::Context as _;
 use bedplate_store::CheckoutOptions;
@@ -9,15 +10,20 @@ use crate::context::{Context, find_image};
 
 pub(super) fn run(checkout: &Checkout, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let target = find_image(&store, &checkout.name)?;
+    let target = find_image(&store, &checkout.name)?.target;
     let attempted = || format!("cannot check out {}", checkout.name);
     let tree = store.tree(&target.root).with_context(attempted)?;
-    bedplate_store::checkout(
-        &store,
-        &tree,
-        &checkout.directory,
-        CheckoutOptions::default(),
-    )
-    .with_context(attempted)?;
+    let options = CheckoutOptions {
+        unprivileged: checkout.unprivileged,
+    };
+    let made = bedplate_store::checkout(&store, &tree, &checkout.directory, options)
+        .with_context(attempted)?;
+    if made.left_out > 0 {
+        writeln!(
+            context.out,
+            "left out {} owners, device nodes, setuid bits and extended attributes, which only root can restore",
+            made.left_out
+        )?;
+    }
     Ok(Answer::Yes)
 }

@@ -15,7 +15,7 @@ use crate::context::{Context, find_image};
 
 pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let target = find_image(&store, &export.name)?;
+    let target = find_image(&store, &export.name)?.target;
     let attempted = || format!("cannot export {}", export.name);
     let tree = store.tree(&target.root).with_context(attempted)?;
     let open = |content: &_| -> io::Result<Box<dyn io::Read + '_>> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use bedplate_model::oci;
 use bedplate_model::{Content, Sha256};
+use bedplate_store::Found;
 use serde::Serialize;
 
 use crate::Answer;
@@ -15,7 +16,8 @@ use crate::render::{bytes, json, moment};
 /// An image, for programs.
 #[derive(Serialize)]
 struct Image {
-    name: String,
+    /// Null where no name points at the image.
+    name: Option<String>,
     root_digest: String,
     rule_set: &'static str,
     erofs_version: u32,
@@ -23,7 +25,8 @@ struct Image {
     /// Null until the image was built, pulled or pushed.
     manifest_digest: Option<Sha256>,
     config_digest: Option<Sha256>,
-    created: i64,
+    /// When the name was set, in seconds since 1970; null without one.
+    created: Option<i64>,
     size: u64,
     entries: u64,
     files: u64,
@@ -43,7 +46,7 @@ struct Layer {
 
 pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let target = find_image(&store, &inspect.name)?;
+    let Found { name, target } = find_image(&store, &inspect.name)?;
     let attempted = || format!("cannot inspect {}", inspect.name);
     let tree = store.tree(&target.root).with_context(attempted)?;
     let (mut entries, mut files) = (0, 0);
@@ -66,14 +69,14 @@ pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Resul
         None => None,
     };
     let image = Image {
-        name: inspect.name.to_string(),
+        name: name.as_ref().map(ToString::to_string),
         root_digest: target.root.to_string(),
         rule_set: target.root.rules.name(),
         erofs_version: target.root.erofs.number(),
         algorithm: target.root.image.algorithm().name(),
         manifest_digest: target.manifest,
         config_digest: target.config,
-        created: target.created,
+        created: name.map(|_| target.created),
         size: tree.file_bytes(),
         entries,
         files,
@@ -98,7 +101,14 @@ pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Resul
         json(out, &image)?;
         return Ok(Answer::Yes);
     }
-    writeln!(out, "Name:      {}", image.name)?;
+    writeln!(
+        out,
+        "Name:      {}",
+        image
+            .name
+            .as_deref()
+            .unwrap_or("none (only its digest finds it)")
+    )?;
     writeln!(out, "Root:      {}", image.root_digest)?;
     match image.manifest_digest {
         Some(digest) => writeln!(out, "Manifest:  {digest}")?,
@@ -107,7 +117,9 @@ pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Resul
             "Manifest:  none (the image was not built, pulled or pushed)"
         )?,
     }
-    writeln!(out, "Set:       {}", moment(image.created))?;
+    if let Some(created) = image.created {
+        writeln!(out, "Set:       {}", moment(created))?;
+    }
     writeln!(
         out,
         "Content:   {} in {} files, {} entries",

@@ -34,6 +34,7 @@ fn to_disk(arguments: &ToDisk, context: &mut Context<'_>) -> anyhow::Result<Answ
         wipe: arguments.wipe,
         identifiers: Identifiers::random(),
         now: context.host.now(),
+        source_date: context.host.number("SOURCE_DATE_EPOCH"),
     };
     let plan = InstallPlan::new(&store, &arguments.image, &arguments.target, &options)
         .with_context(attempted)?;

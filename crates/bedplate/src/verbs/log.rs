@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use bedplate_model::oci;
+use bedplate_store::Found;
 use serde::Serialize;
 
 use crate::Answer;
@@ -12,18 +13,19 @@ use crate::render::{json, moment};
 /// How an image came to be, for programs.
 #[derive(Serialize)]
 struct History {
-    name: String,
+    /// Null where no name points at the image.
+    name: Option<String>,
     root_digest: String,
     manifest_digest: Option<String>,
-    /// When the name was set, in seconds since 1970.
-    set: i64,
+    /// When the name was set, in seconds since 1970; null without one.
+    set: Option<i64>,
     /// The steps that made the image, the last one first.
     steps: Vec<oci::History>,
 }
 
 pub(super) fn run(log: &Log, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let target = find_image(&store, &log.name)?;
+    let Found { name, target } = find_image(&store, &log.name)?;
     let attempted = || format!("cannot read the history of {}", log.name);
     let mut steps = match &target.config {
         Some(digest) => {
@@ -35,10 +37,10 @@ pub(super) fn run(log: &Log, context: &mut Context<'_>) -> anyhow::Result<Answer
     };
     steps.reverse();
     let history = History {
-        name: log.name.to_string(),
+        name: name.as_ref().map(ToString::to_string),
         root_digest: target.root.to_string(),
         manifest_digest: target.manifest.map(|digest| digest.to_string()),
-        set: target.created,
+        set: name.map(|_| target.created),
         steps,
     };
     let out = &mut *context.out;
@@ -46,8 +48,10 @@ pub(super) fn run(log: &Log, context: &mut Context<'_>) -> anyhow::Result<Answer
         json(out, &history)?;
         return Ok(Answer::Yes);
     }
-    writeln!(out, "{}", history.name)?;
-    writeln!(out, "  set       {}", moment(history.set))?;
+    writeln!(out, "{}", history.name.as_deref().unwrap_or("no name"))?;
+    if let Some(set) = history.set {
+        writeln!(out, "  set       {}", moment(set))?;
+    }
     writeln!(out, "  root      {}", history.root_digest)?;
     if let Some(manifest) = &history.manifest_digest {
         writeln!(out, "  manifest  {manifest}")?;

@@ -7,44 +7,124 @@ use std::path::Path;
 use anyhow::Context as _;
 use bedplate_build::edit::resolve;
 use bedplate_model::name::shown;
-use bedplate_model::{Content, NodeId, Tree, TreePath};
+use bedplate_model::{Content, FileContent, NodeId, Tree, TreePath};
+use serde::Serialize;
 
 use crate::Answer;
 use crate::blame::Refusal;
 use crate::cli::Ls;
 use crate::context::{Context, find_image};
-use crate::render::moment;
+use crate::render::{json, moment};
 
 pub(super) fn run(ls: &Ls, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let image = find_image(&store, &ls.name)?;
+    let image = find_image(&store, &ls.name)?.target;
     let tree = store
         .tree(&image.root)
         .with_context(|| format!("cannot read {}", ls.name))?;
     let id = find(&tree, &ls.path, &ls.name.to_string())?;
     let names = tree.name_counts();
+    let listed = |path: Vec<u8>, id| (shown(&path), id);
+    let entries: Vec<(String, NodeId)> = match tree.entries(id) {
+        None => vec![listed(ls.path.as_os_str().as_bytes().to_vec(), id)],
+        Some(_) if ls.recursive => tree
+            .walk_from(id)
+            .map(|(below, id)| listed(below.to_bytes(), id))
+            .collect(),
+        Some(entries) => entries
+            .iter()
+            .map(|(name, id)| listed(name.as_bytes().to_vec(), *id))
+            .collect(),
+    };
     let out = &mut *context.out;
-    if tree.entries(id).is_none() {
-        line(
-            out,
-            &tree,
-            id,
-            &names,
-            &shown(ls.path.as_os_str().as_bytes()),
-            ls.long,
-        )?;
+    if ls.json {
+        let entries: Vec<_> = entries
+            .into_iter()
+            .map(|(path, id)| Entry::of(&tree, id, names[id.index()], path))
+            .collect();
+        json(out, &entries)?;
         return Ok(Answer::Yes);
     }
-    if ls.recursive {
-        for (below, id) in tree.walk_from(id) {
-            line(out, &tree, id, &names, &shown(&below.to_bytes()), ls.long)?;
-        }
-    } else {
-        for (name, id) in tree.entries(id).into_iter().flatten() {
-            line(out, &tree, *id, &names, &name.to_string(), ls.long)?;
-        }
+    for (path, id) in entries {
+        line(out, &tree, id, &names, &path, ls.long)?;
     }
     Ok(Answer::Yes)
+}
+
+/// One entry, for programs. Names, targets and attributes that are not UTF-8 are escaped as everywhere
+/// in our output: `\xff`.
+#[derive(Serialize)]
+struct Entry {
+    /// Relative to the listed directory; of a file, the path that was asked for.
+    path: String,
+    /// `file`, `directory`, `symlink` and so on.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The permissions in octal, with setuid, setgid and sticky bit: `0755`.
+    mode: String,
+    uid: u32,
+    gid: u32,
+    /// How many names the entry has in the image.
+    links: u32,
+    /// Bytes of a file's content or of a link's target, otherwise 0.
+    size: u64,
+    mtime: Mtime,
+    /// The fs-verity digest of a file's content; null where the content lies in the image itself.
+    object: Option<String>,
+    /// Where a symbolic link leads.
+    target: Option<String>,
+    /// Major and minor number of a device.
+    device: Option<[u32; 2]>,
+    /// The names of the extended attributes.
+    xattrs: Vec<String>,
+}
+
+/// A time since 1970.
+#[derive(Serialize)]
+struct Mtime {
+    seconds: i64,
+    nanoseconds: u32,
+}
+
+impl Entry {
+    fn of(tree: &Tree, id: NodeId, links: u32, path: String) -> Self {
+        let node = tree.node(id);
+        let metadata = &node.metadata;
+        let (mut size, mut object, mut target, mut device) = (0, None, None, None);
+        match &node.content {
+            Content::File(content) => {
+                size = content.size();
+                if let FileContent::Object { id, .. } = content {
+                    object = Some(id.to_string());
+                }
+            }
+            Content::Symlink(bytes) => {
+                size = bytes.len() as u64;
+                target = Some(shown(bytes));
+            }
+            Content::BlockDevice(rdev) | Content::CharacterDevice(rdev) => {
+                device = Some([rdev.major, rdev.minor]);
+            }
+            Content::Directory(_) | Content::Fifo | Content::Socket => {}
+        }
+        Self {
+            path,
+            kind: node.content.type_name(),
+            mode: format!("{:04o}", metadata.mode),
+            uid: metadata.uid,
+            gid: metadata.gid,
+            links,
+            size,
+            mtime: Mtime {
+                seconds: metadata.mtime.seconds,
+                nanoseconds: metadata.mtime.nanoseconds,
+            },
+            object,
+            target,
+            device,
+            xattrs: metadata.xattrs.keys().map(|name| shown(name)).collect(),
+        }
+    }
 }
 
 /// Finds what a path leads to, following symbolic links inside the image, or says that it leads nowhere.

@@ -14,7 +14,7 @@ use crate::context::{Context, find_image};
 
 pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store_as_it_is()?;
-    let target = find_image(&store, &arguments.name)?;
+    let target = find_image(&store, &arguments.name)?.target;
     let attempted = || {
         format!(
             "cannot mount {} at {}",
@@ -23,6 +23,13 @@ pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Res
         )
     };
     let at = arguments.directory.canonicalize().with_context(attempted)?;
+    if mount::is_mount_point(&at).with_context(attempted)? {
+        return Err(Refusal::usage(
+            format!("{}: something is mounted there", attempted()),
+            "`bedplate umount` takes an image off; or name another directory",
+        )
+        .into());
+    }
     if arguments.verity && store.sealing() == Sealing::Unsealed {
         return Err(Refusal {
             blame: Blame::Host,
@@ -59,6 +66,13 @@ pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Res
 pub(super) fn umount(arguments: &Umount, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let attempted = || format!("cannot unmount {}", arguments.directory.display());
     let at = arguments.directory.canonicalize().with_context(attempted)?;
+    if !mount::is_mount_point(&at).with_context(attempted)? {
+        return Err(Refusal::usage(
+            format!("{}: nothing is mounted there", attempted()),
+            "`findmnt` lists what is mounted where",
+        )
+        .into());
+    }
     mount::unmount(&at, Unmount::Now).with_context(attempted)?;
     if let Ok(store) = context.store_as_it_is() {
         apart(context, || store.unpin(&pin_name(&at))).with_context(attempted)?;

@@ -1,13 +1,14 @@
 //! `push`: sends an image to a registry.
 
 use anyhow::Context as _;
-use bedplate_model::Sha256;
+use bedplate_model::{ImageSelector, Sha256};
 use bedplate_transport::{PackageOptions, PushOptions};
 use serde::Serialize;
 
 use crate::Answer;
+use crate::blame::Refusal;
 use crate::cli::Push;
-use crate::context::{Context, tag_name};
+use crate::context::{Context, find_image, tag_name};
 use crate::render::progress::{Progress, TransferProgress};
 use crate::render::{bytes, json};
 
@@ -23,8 +24,24 @@ struct Sent {
 }
 
 pub(super) fn run(push: &Push, context: &mut Context<'_>) -> anyhow::Result<Answer> {
-    let destination = tag_name(push.destination.as_ref().unwrap_or(&push.name))?;
     let store = context.store()?;
+    let source = find_image(&store, &push.name)?.name.ok_or_else(|| {
+        Refusal::usage(
+            format!("{} has no name to push it by", push.name),
+            "`bedplate tag` gives it one",
+        )
+    })?;
+    let destination = match (&push.destination, &push.name) {
+        (Some(destination), _) => tag_name(destination)?,
+        (None, ImageSelector::Name(name)) if *name == source => tag_name(name)?,
+        (None, _) => {
+            return Err(Refusal::usage(
+                format!("{} does not say where it goes", push.name),
+                "name the DESTINATION behind it: HOST/REPOSITORY:TAG",
+            )
+            .into());
+        }
+    };
     let client = context.client(&push.remote)?;
     let options = PushOptions {
         package: PackageOptions {
@@ -38,7 +55,7 @@ pub(super) fn run(push: &Push, context: &mut Context<'_>) -> anyhow::Result<Answ
     let pushed = client
         .push(
             &store,
-            &push.name,
+            &source,
             &destination,
             &options,
             &TransferProgress::new(&progress),

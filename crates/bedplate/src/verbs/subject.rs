@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use bedplate_model::{Algorithm, ImageName, Tree};
+use bedplate_model::{Algorithm, ImageSelector, Tree};
 use bedplate_store::DigestOnly;
 use bedplate_store::diff::{Package, packages, packages_of_directory};
 
@@ -12,7 +12,7 @@ use crate::context::{Context, find_image};
 /// An image or a directory.
 pub(super) enum Subject {
     Directory(PathBuf),
-    Image(ImageName),
+    Image(ImageSelector),
 }
 
 impl Subject {
@@ -39,7 +39,7 @@ impl Subject {
             }
             Self::Image(name) => {
                 let store = context.store()?;
-                let target = find_image(&store, name)?;
+                let target = find_image(&store, name)?.target;
                 let tree = store
                     .tree(&target.root)
                     .with_context(|| format!("cannot read {name}"))?;

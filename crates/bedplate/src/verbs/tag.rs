@@ -10,7 +10,7 @@ use crate::context::{Context, find_image, tag_name};
 
 pub(super) fn tag(tag: &Tag, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let image = find_image(&store, &tag.source)?;
+    let image = find_image(&store, &tag.source)?.target;
     let attempted = || format!("cannot tag {}", tag.source);
     let transaction = store.begin().with_context(attempted)?;
     for name in &tag.names {

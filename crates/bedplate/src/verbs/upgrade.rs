@@ -38,6 +38,13 @@ pub(super) fn upgrade(upgrade: &Upgrade, context: &mut Context<'_>) -> anyhow::R
         .deployment(booted)
         .map(|deployment| deployment.image.clone())
         .with_context(|| format!("the record does not have the booted deployment {booted}"))?;
+    if name.is_local() {
+        return Err(Refusal::usage(
+            format!("this machine has no source of upgrades: {name} is in no registry"),
+            "`bedplate switch HOST/REPOSITORY:TAG` names one, also for later upgrades",
+        )
+        .into());
+    }
     stage(&machine, &name, &upgrade.remote, &upgrade.stage, context)
 }
 
@@ -94,7 +101,7 @@ fn stage(
         )
         .with_context(|| format!("cannot fetch {name}"))?;
     progress.finish();
-    let target = find_image(&store, name)?;
+    let target = find_image(&store, &name.clone().into())?.target;
     let staging = Staging {
         image: name,
         target: &target,

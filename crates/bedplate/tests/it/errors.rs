@@ -62,6 +62,12 @@ fn each_failure_has_the_exit_code_of_who_must_act() {
             &["cannot install"],
         ),
         ("frobnicate", 2, &["frobnicate"]),
+        (
+            "build --rootfs tree -t os:v2 --skip-lint nosuch",
+            2,
+            &["nosuch", "possible values", "nonempty-boot"],
+        ),
+        ("lint os:v1 --skip nosuch", 2, &["nosuch", "nonempty-boot"]),
     ] {
         let run = sandbox.run(line);
         assert_eq!(run.code, code, "`{line}`: {}", run.stderr);

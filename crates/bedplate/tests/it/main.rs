@@ -5,4 +5,5 @@ mod kill;
 mod linked;
 mod registry;
 mod sandbox;
+mod surroundings;
 mod trees;

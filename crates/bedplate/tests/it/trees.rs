@@ -103,6 +103,70 @@ fn an_image_is_looked_at_without_a_mount() {
 }
 
 #[test]
+fn an_image_is_found_by_its_digest() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    let root = sandbox.good("commit tree os:v1");
+    let (kind, hex) = root.split_once(':').unwrap();
+    let shortened = format!("{kind}:{}", &hex[..10]);
+    for digest in [&root, hex, &hex[..12], &shortened] {
+        assert_eq!(sandbox.good(&format!("cat {digest} etc/motd")), "welcome");
+        assert_eq!(sandbox.good(&format!("ls {digest}")), "bin\netc\nusr");
+        let image = sandbox.json(&format!("inspect --json {digest}"));
+        assert_eq!(image["root_digest"], root);
+        assert_eq!(image["name"], "localhost/os:v1");
+        sandbox.good(&format!("log {digest}"));
+        assert_eq!(
+            sandbox.json(&format!("diff --json {digest} os:v1"))["paths_changed"],
+            0
+        );
+    }
+    sandbox.good(&format!("checkout {root} copy"));
+    assert_eq!(listing(&sandbox.path("copy")), listing(&tree));
+    sandbox.good(&format!("export {hex} -o os.tar"));
+
+    // A name goes before digits, and the digest of an image needs no name.
+    sandbox.good(&format!("tag os:v1 {}", &hex[..12]));
+    sandbox.good("untag os:v1");
+    sandbox.good(&format!("untag {}", &hex[..12]));
+    assert_eq!(sandbox.run(&format!("ls {}", &hex[..12])).code, 2);
+    assert!(sandbox.json(&format!("inspect --json {root}"))["name"].is_null());
+    assert_eq!(
+        sandbox.run(&format!("push {root} 127.0.0.1:1/os:v1")).code,
+        2
+    );
+    sandbox.good(&format!("tag {root} os:again"));
+    sandbox.good("gc");
+    assert_eq!(sandbox.good("cat os:again etc/motd"), "welcome");
+    let run = sandbox.run(&format!("tag os:again {root}"));
+    assert_eq!(run.code, 2, "a digest is no name: {}", run.stderr);
+}
+
+#[test]
+fn a_listing_for_programs_has_every_attribute() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let all = sandbox.json("ls -R --json os:v1");
+    let find = |path: &str| {
+        let mut entries = all.as_array().unwrap().iter();
+        entries.find(|entry| entry["path"] == path).unwrap().clone()
+    };
+    let tool = find("usr/bin/tool");
+    assert_eq!(tool["type"], "file");
+    assert_eq!(tool["mode"], "0644");
+    assert_eq!(
+        (&tool["size"], &tool["links"]),
+        (&100_000.into(), &2.into())
+    );
+    assert_eq!(tool["object"].as_str().unwrap().len(), 64);
+    assert!(tool["mtime"]["seconds"].as_i64().unwrap() > 0);
+    assert!(find("etc/motd")["object"].is_null(), "it lies in the image");
+    assert_eq!(find("bin")["target"], "usr/bin");
+    assert_eq!(sandbox.json("ls --json os:v1 etc")[1]["path"], "motd");
+}
+
+#[test]
 fn a_diff_shows_packages_first_and_paths_when_asked() {
     let sandbox = Sandbox::new();
     let tree = sandbox.tree("tree");
@@ -179,6 +243,13 @@ fn a_mounted_image_is_the_committed_directory_and_gc_leaves_it_alone() {
         std::fs::write(sandbox.path("at/new"), "").is_err(),
         "it is read-only"
     );
+    let again = sandbox.run("mount os:v1 at");
+    assert_eq!(again.code, 2, "mounts do not pile up");
+    assert!(
+        again.stderr.contains("hint: `bedplate umount`"),
+        "{}",
+        again.stderr
+    );
     sandbox.good("untag os:v1");
     assert_eq!(
         sandbox.json("gc --json")["removed"],
@@ -186,6 +257,13 @@ fn a_mounted_image_is_the_committed_directory_and_gc_leaves_it_alone() {
         "the mount holds its image"
     );
     sandbox.good("umount at");
+    let run = sandbox.run("umount at");
+    assert_eq!(run.code, 2, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("nothing is mounted there"),
+        "{}",
+        run.stderr
+    );
     assert_eq!(sandbox.json("gc --json")["removed"], 2);
 }
 

@@ -200,6 +200,26 @@ fn users_merge_by_lines_and_their_backups_stay_silent() {
 }
 
 #[test]
+fn a_user_that_the_image_renumbers_is_told_of_where_nobody_touched_the_file() {
+    let before = ["group=mail:x:8:\n", "passwd=a:x:105:8::/:/x\n"];
+    let after = [
+        "group=mail:x:12:\n",
+        "passwd=a:x:106:12::/:/x\nnew:x:105:1::/:/x\n",
+    ];
+    let (tree, conflicts) = merged(&before, &before, &after);
+    assert_eq!(tree, etc(&after), "the image's files are taken whole");
+    assert_eq!(conflicts.len(), 2, "{conflicts:?}");
+    assert!(
+        conflicts[0].contains("`mail` from id 8 to 12"),
+        "{conflicts:?}"
+    );
+    assert!(
+        conflicts[1].contains("`a` from id 105 to 106"),
+        "{conflicts:?}"
+    );
+}
+
+#[test]
 fn times_alone_are_no_change() {
     let base = etc(&["a=1"]);
     let mut here = etc(&["a=1"]);
