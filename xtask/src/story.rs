@@ -300,6 +300,7 @@ impl Stage {
         check_booted(narrator, machine, first)?;
         check_immutable(narrator, machine)?;
         check_grown(narrator, machine)?;
+        check_registered(narrator, machine)?;
 
         narrator.step("Live in it: edit /etc, add a user, leave a file in /var");
         for script in [
@@ -324,6 +325,7 @@ impl Stage {
         let took = machine.reboot()?;
         narrator.fact(&format!("up again after {:.0} s", took.as_secs_f32()));
         check_booted(narrator, machine, second)?;
+        check_registered(narrator, machine)?;
         check_survived(narrator, machine)?;
         narrator.guest(machine, "htop --version && jq --version")?;
         narrator.guest(machine, "getent passwd anna _chrony")?;
@@ -451,6 +453,41 @@ fn check_grown(narrator: &mut Narrator, machine: &mut Machine) -> Result<()> {
         thread::sleep(Duration::from_millis(500));
     }
 }
+
+/// The firmware's boot order begins with the loader, as often as a trial has tries, plus one; read from
+/// its variables by a program that is none of ours.
+fn check_registered(narrator: &mut Narrator, machine: &mut Machine) -> Result<()> {
+    const EXPECTED: &str = "Bedplate, Bedplate (2), Bedplate (3), Bedplate (4)";
+    // The unit runs beside the one that lets us in.
+    machine.check("systemctl start bedplate-firmware")?;
+    let names = machine.check(&format!("python3 -c '{BOOT_OPTIONS}'"))?;
+    let (ordered, all) = names
+        .split_once('\n')
+        .with_context(|| format!("the boot options were printed as {names:?}"))?;
+    ensure!(
+        ordered.starts_with(EXPECTED) && all.trim() == EXPECTED,
+        "the boot order is {ordered}, and of ours there are {all}\n{}",
+        machine
+            .run("journalctl --boot --unit bedplate-firmware")?
+            .stdout
+    );
+    narrator.fact(&format!("the firmware starts the loader by {EXPECTED}"));
+    Ok(())
+}
+
+/// Prints the names of the boot options in their order, then those of all that begin like ours.
+const BOOT_OPTIONS: &str = r#"
+import glob, struct
+end = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+place = "/sys/firmware/efi/efivars/Boot"
+def value(name): return open(place + name + end, "rb").read()[4:]
+def title(name): return value(name)[6:].decode("utf-16-le", "replace").split("\0")[0]
+order = value("Order")
+names = ["%04X" % number for number in struct.unpack("<%dH" % (len(order) // 2), order)]
+print(", ".join(map(title, names)))
+every = [path[len(place):][:4] for path in glob.glob(place + "[0-9A-F]" * 4 + end)]
+print(", ".join(sorted(name for name in map(title, every) if name.startswith("Bedplate"))))
+"#;
 
 fn check_survived(narrator: &mut Narrator, machine: &mut Machine) -> Result<()> {
     for (script, expected) in [

@@ -7,6 +7,7 @@
 //! modules + bedplate-init ─→ initramfs           what the loader loads
 //! command line ─→ cmdline ─→ BootArguments       what early boot is told
 //! kargs.d of an image ─→ kargs                   what goes onto the command line
+//! boot options found ─→ firmware                 what starts the loader, and starts it again
 //! ```
 //!
 //! Invariant: decisions are pure functions of the record and of what was observed; a boot partition is
@@ -14,6 +15,7 @@
 
 pub mod cmdline;
 pub mod entry;
+pub mod firmware;
 pub mod initramfs;
 pub mod kargs;
 pub mod loader_conf;

@@ -15,10 +15,14 @@ use crate::edit::{EditError, Editor};
 const UNITS: &str = "usr/lib/systemd/system";
 
 /// The units that come with the program: name and text.
-const OUR_UNITS: [(&str, &str); 3] = [
+const OUR_UNITS: [(&str, &str); 4] = [
     (
         "bedplate-finalize.service",
         include_str!("../../../dist/units/bedplate-finalize.service"),
+    ),
+    (
+        "bedplate-firmware.service",
+        include_str!("../../../dist/units/bedplate-firmware.service"),
     ),
     (
         "bedplate-grow.service",

@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use bedplate_boot::firmware::HardDrive;
 use bedplate_boot::loader_conf::SECTOR;
 use bedplate_boot::partition::{BootPartition, DirectoryPartition};
 use bedplate_sys::mount::{self, Access, Unmount};
@@ -45,27 +46,18 @@ impl RootDisk {
         }
     }
 
+    /// Finds the partition as the firmware names it.
+    pub fn partition(&self) -> io::Result<HardDrive> {
+        Ok(self.look()?.partition)
+    }
+
     /// Finds the partition's device node.
     fn find(&self) -> io::Result<PathBuf> {
-        let device = fs::metadata(&self.root)?.dev();
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        let partition = fs::canonicalize(self.sys.join(format!("dev/block/{major}:{minor}")))?;
-        let disk = partition
-            .parent()
-            .ok_or_else(|| io::Error::other("the root is on no partition"))?;
-        let node = self.dev.join(disk.file_name().unwrap_or_default());
-        let table = GptConfig::new()
-            .writable(false)
-            .open_from_device(File::open(&node)?)
-            .map_err(io::Error::other)?;
-        let number = table
-            .partitions()
-            .iter()
-            .find(|(_, partition)| partition.part_type_guid.guid == ESP_TYPE)
-            .map(|(number, _)| *number)
-            .ok_or_else(|| {
-                io::Error::other(format!("{} has no EFI system partition", node.display()))
-            })?;
+        let Found {
+            disk,
+            node,
+            partition: HardDrive { number, .. },
+        } = self.look()?;
         for entry in fs::read_dir(disk)? {
             let entry = entry?;
             // Other entries of the disk's directory are no partitions and have no number.
@@ -81,6 +73,65 @@ impl RootDisk {
             node.display()
         )))
     }
+
+    /// Looks for the partition in the table of the root's disk.
+    fn look(&self) -> io::Result<Found> {
+        let device = fs::metadata(&self.root)?.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let partition = fs::canonicalize(self.sys.join(format!("dev/block/{major}:{minor}")))?;
+        let disk = partition
+            .parent()
+            .ok_or_else(|| io::Error::other("the root is on no partition"))?;
+        let node = self.dev.join(disk.file_name().unwrap_or_default());
+        let partition = of_table(&File::open(&node)?, &node)?;
+        Ok(Found {
+            disk: disk.to_owned(),
+            node,
+            partition,
+        })
+    }
+}
+
+/// The partition, and the disk that it is on.
+#[derive(Debug)]
+struct Found {
+    /// The disk's directory in sysfs.
+    disk: PathBuf,
+    /// The disk's device node.
+    node: PathBuf,
+    partition: HardDrive,
+}
+
+/// Finds the ESP in the partition table of a disk; `name` is what an error calls the disk.
+fn of_table(disk: &File, name: &Path) -> io::Result<HardDrive> {
+    let table = GptConfig::new()
+        .writable(false)
+        .open_from_device(disk)
+        .map_err(io::Error::other)?;
+    let (number, partition) = table
+        .partitions()
+        .iter()
+        .find(|(_, partition)| partition.part_type_guid.guid == ESP_TYPE)
+        .ok_or_else(|| {
+            io::Error::other(format!("{} has no EFI system partition", name.display()))
+        })?;
+    let length = partition
+        .last_lba
+        .checked_sub(partition.first_lba)
+        .and_then(|distance| distance.checked_add(1))
+        .ok_or_else(|| {
+            let text = format!(
+                "partition {number} of {} ends before it begins",
+                name.display()
+            );
+            io::Error::other(text)
+        })?;
+    Ok(HardDrive {
+        number: *number,
+        start: partition.first_lba,
+        length,
+        guid: partition.part_guid.to_bytes_le(),
+    })
 }
 
 impl BootAccess for RootDisk {
@@ -155,5 +206,33 @@ impl BootAccess for Directory {
             partition: Box::new(DirectoryPartition::new(&self.0)),
             free: space::space(File::open(&self.0)?)?.available,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::layout::{ESP_MIN, Layout};
+    use crate::install::table::{self, Identifiers};
+    use uuid::Uuid;
+
+    #[test]
+    fn the_partition_of_a_new_disk_is_found_as_the_firmware_names_it() {
+        let mut disk = tempfile::tempfile().unwrap();
+        let layout = Layout::new(100 << 20, ESP_MIN, 1 << 20).unwrap();
+        disk.set_len(layout.size).unwrap();
+        let identifiers = Identifiers::from_seed(Uuid::from_u128(1));
+        table::write(&mut disk, &layout, &identifiers).unwrap();
+
+        let esp = of_table(&disk, Path::new("disk")).unwrap();
+        assert_eq!(esp.number, 1);
+        assert_eq!(esp.start * table::SECTOR, layout.esp.start);
+        assert_eq!(esp.length * table::SECTOR, layout.esp.length);
+        // The first three fields of a GUID are little-endian in a table.
+        let mut guid = identifiers.esp_partition.into_bytes();
+        guid[..4].reverse();
+        guid[4..6].reverse();
+        guid[6..8].reverse();
+        assert_eq!(esp.guid, guid);
     }
 }

@@ -17,6 +17,7 @@
 //! | [`etc`] | /etc, merged three ways |
 //! | [`bootable`] | what boots an image |
 //! | [`install`], [`grow`] | a new disk |
+//! | [`firmware`] | the firmware's boot options |
 //!
 //! Invariant: the record is the one truth about which deployments a machine has; boot entries are rendered
 //! from it. Cut anywhere, a machine boots the old system or the new one.
@@ -25,6 +26,7 @@ pub mod bootable;
 pub mod esp;
 pub mod etc;
 pub mod finalize;
+pub mod firmware;
 pub mod grow;
 pub mod host;
 pub mod install;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use bedplate_build::BuildError;
 use bedplate_build::kernel::KernelError;
+use bedplate_deploy::firmware::RegisterError;
 use bedplate_deploy::grow::GrowError;
 use bedplate_deploy::install::{ExecuteError, PlanError, TargetError};
 use bedplate_deploy::machine::MachineError;
@@ -187,6 +188,7 @@ fn of_operation(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)
         || error.is::<ConfigError>()
         || error.is::<ServeError>()
         || error.is::<GrowError>()
+        || error.is::<RegisterError>()
     {
         return say(Blame::Host);
     }

@@ -514,6 +514,8 @@ pub(crate) enum Internal {
     Prove,
     /// Grow the root to its disk (at the first boot)
     Grow,
+    /// Register the loader with the firmware, where it is not (at every boot)
+    Register,
 }
 
 /// Returns the parser of a lint's name, which lists all of them when there is none of that name.

@@ -94,8 +94,11 @@ pub struct InstallPlan<'a> {
     written: FatTime,
 }
 
+/// The loader that boot options name: the other path is every system's, and another one's may come there.
+pub(crate) const LOADER: &str = "EFI/systemd/systemd-bootx64.efi";
+
 /// Where the loader lies on the ESP: where firmware looks on any disk, and where its own tools do.
-const LOADER_PATHS: [&str; 2] = ["EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"];
+const LOADER_PATHS: [&str; 2] = ["EFI/BOOT/BOOTX64.EFI", LOADER];
 
 /// What the root will hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

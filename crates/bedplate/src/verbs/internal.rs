@@ -4,11 +4,14 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context as _;
+use bedplate_deploy::esp::RootDisk;
+use bedplate_deploy::firmware::{self, EfiVariables, Registered};
 use bedplate_deploy::grow;
 use bedplate_deploy::{Finalized, Machine};
 use bedplate_model::layout;
 
 use crate::Answer;
+use crate::blame::sentence;
 use crate::cli::Internal;
 use crate::context::Context;
 use crate::render::bytes;
@@ -67,6 +70,24 @@ pub(super) fn run(internal: &Internal, context: &mut Context<'_>) -> anyhow::Res
                 bytes(grown.before),
                 bytes(grown.after)
             )?;
+        }
+        Internal::Register => {
+            let partition = RootDisk::of(Path::new(layout::SYSROOT))
+                .partition()
+                .context("cannot find the boot partition")?;
+            let mut variables = EfiVariables::of(Path::new(firmware::EFIVARS));
+            match firmware::register(&mut variables, partition, host.settings.tries)? {
+                Registered::Done(plan) if plan.is_empty() => {
+                    writeln!(context.out, "{plan}the loader is registered already")?;
+                }
+                Registered::Done(plan) => write!(context.out, "{plan}")?,
+                // Such machines are complete without: only the tries of a kernel that does not load are lost.
+                Registered::Refused(error) => writeln!(
+                    context.out,
+                    "the loader stays unregistered: {}",
+                    sentence(&error)
+                )?,
+            }
         }
     }
     Ok(Answer::Yes)
