@@ -293,7 +293,7 @@ impl<'store> Transaction<'store> {
         if let Some(id) = objects.iter().find(|id| id.algorithm() != wanted) {
             return Err(PutError::Algorithm { id: *id, wanted });
         }
-        self.hold_objects(objects)?;
+        let all_staged = objects.iter().all(|id| self.has(Item::Object(*id)));
 
         let part = self.new_part("an image")?;
         let options = erofs::Options {
@@ -305,7 +305,13 @@ impl<'store> Transaction<'store> {
         out.flush()
             .map_err(|error| self.write_error("an image", error))?;
         drop(out);
-        self.finish_part(part, Item::Image(written.id))?;
+        let item = Item::Image(written.id);
+        // An image that is in its place has all its objects, and keeps them: where not all of them are
+        // held already, that is enough.
+        if all_staged || self.fresh || self.has(item) || !self.hold(item, Origin::Named)? {
+            self.hold_objects(objects)?;
+            self.finish_part(part, item)?;
+        }
         Ok(RootDigest {
             rules,
             erofs: written.version,

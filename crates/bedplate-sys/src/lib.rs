@@ -15,6 +15,7 @@ pub mod mount;
 pub mod namespace;
 pub mod reboot;
 pub mod space;
+pub mod stamp;
 pub mod stdio;
 pub mod verity;
 pub mod xattr;

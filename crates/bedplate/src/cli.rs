@@ -159,6 +159,9 @@ pub(crate) struct Commit {
     /// The name of the image
     #[arg(value_name = "REF")]
     pub(crate) name: ImageName,
+    /// Read every file, also those that have not changed since the last commit
+    #[arg(long)]
+    pub(crate) no_cache: bool,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,

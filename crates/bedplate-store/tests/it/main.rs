@@ -3,4 +3,5 @@
 mod erofs;
 mod erofs_kernel;
 mod layer;
+mod stat_cache;
 mod store;

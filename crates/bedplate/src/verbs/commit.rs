@@ -1,8 +1,10 @@
 //! `commit`: stores a directory as an image, exactly as it lies on the disk.
+//!
+//! Files that have not changed since the last commit are not read again, unless `--no-cache` is given.
 
 use anyhow::Context as _;
 use bedplate_model::{ImageName, RootDigest, RuleSet, Tree};
-use bedplate_store::Transaction;
+use bedplate_store::{CommitError, PutError, Remembering, Store, Transaction};
 use serde::Serialize;
 
 use crate::Answer;
@@ -22,13 +24,48 @@ pub(super) fn run(commit: &Commit, context: &mut Context<'_>) -> anyhow::Result<
     let name = tag_name(&commit.name)?;
     let store = context.writable_store()?;
     let attempted = || format!("cannot commit {}", commit.directory.display());
-    let transaction = store.begin().with_context(attempted)?;
     let progress = Progress::new(context.quiet);
-    let tree =
-        bedplate_store::scan(&commit.directory, &transaction, &progress).with_context(attempted)?;
-    let root = name_tree(transaction, &tree, &name, context).with_context(attempted)?;
+    let cached = if commit.no_cache {
+        None
+    } else {
+        commit_cached(&store, commit, &name, &progress, context).with_context(attempted)?
+    };
+    let root = if let Some(root) = cached {
+        root
+    } else {
+        let transaction = store.begin().with_context(attempted)?;
+        let tree = bedplate_store::scan(&commit.directory, &transaction, &progress)
+            .with_context(attempted)?;
+        name_tree(transaction, &tree, &name, context).with_context(attempted)?
+    };
     progress.finish();
     draw(&name, root, commit.json, context)
+}
+
+/// Commits without reading what has not changed since the last time.
+///
+/// Returns `None` where a gc took what was not held yet: then everything has to be read.
+fn commit_cached(
+    store: &Store,
+    commit: &Commit,
+    name: &ImageName,
+    progress: &Progress,
+    context: &Context<'_>,
+) -> anyhow::Result<Option<RootDigest>> {
+    let transaction = store.begin()?;
+    let contents = Remembering::new(&transaction, &commit.directory);
+    let tree = bedplate_store::scan(&commit.directory, &contents, progress)?;
+    contents.save();
+    match name_tree(transaction, &tree, name, context) {
+        Ok(root) => Ok(Some(root)),
+        Err(error) if was_collected(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn was_collected(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(PutError::Missing(_)))
+        || matches!(error.downcast_ref(), Some(CommitError::Collected(_)))
 }
 
 /// Makes an image of a tree whose contents are in a transaction, and names and commits it.
