@@ -332,6 +332,8 @@ impl Checkout<'_> {
         };
         match content {
             FileContent::Inline(bytes) => (&file).write_all(bytes).map_err(copied)?,
+            FileContent::Object { id, size }
+                if self.store.copy_sparse(*id, *size, &file).map_err(copied)? => {}
             FileContent::Object { .. } => {
                 let mut reader =
                     self.store

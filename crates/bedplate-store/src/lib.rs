@@ -29,6 +29,7 @@ mod buffers;
 pub mod checkout;
 pub mod diff;
 pub mod erofs;
+mod extents;
 mod find;
 pub mod fsck;
 pub mod gc;

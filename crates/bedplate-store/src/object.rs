@@ -9,6 +9,7 @@ use std::io::{self, Read};
 
 use bedplate_model::{Content, FileContent, ObjectId, Tree};
 
+use crate::extents::{self, ExtentError};
 use crate::item::Item;
 use crate::store::{ReadStoreError, Store};
 use crate::verity::Hasher;
@@ -60,6 +61,31 @@ impl Store {
                 found: 0,
             }),
         })
+    }
+
+    /// Copies an object that has holes into an empty file, the holes as holes, and checks it.
+    ///
+    /// Returns `false` where it has none, or cannot be opened: then nothing was done.
+    pub(crate) fn copy_sparse(&self, id: ObjectId, size: u64, to: &File) -> io::Result<bool> {
+        let Ok(object) = self.open_object(&id) else {
+            return Ok(false);
+        };
+        if !extents::may_have_holes(&object, size) {
+            return Ok(false);
+        }
+        let (found_id, found) =
+            extents::copy(id.algorithm(), &object, size, to).map_err(|error| match error {
+                ExtentError::Read(error) | ExtentError::Write(error) => error,
+            })?;
+        let wanted = size;
+        if found != wanted {
+            return Err(ReadContentError::WrongSize { id, wanted, found }.into());
+        }
+        if found_id != id {
+            let found = found_id;
+            return Err(ReadContentError::Damaged { id, found }.into());
+        }
+        Ok(true)
     }
 
     /// Reads a whole content that must not be larger than `max` bytes, and checks it.

@@ -27,6 +27,7 @@ use bedplate_model::{
 use bedplate_sys::{files, xattr};
 use rustix::fs::{AtFlags, FileType, Stat};
 
+use crate::extents;
 use crate::transaction::PutError;
 use crate::work::{self, Queue};
 
@@ -69,8 +70,7 @@ impl ContentSink for DigestOnly {
             }
             return Ok(FileContent::Inline(bytes.into()));
         }
-        let (id, found) =
-            crate::verity::digest_reader(self.0, &mut &*file).map_err(PutError::Read)?;
+        let (id, found) = extents::digest(self.0, file).map_err(PutError::Read)?;
         if found != size {
             return Err(wrong(found));
         }

@@ -344,9 +344,9 @@ fn encode(algorithm: Algorithm, boot: &[u8; 32], records: &[Box<[u8]>]) -> Vec<u
     bytes.extend_from_slice(MAGIC);
     bytes.push(algorithm.kernel_number());
     bytes.extend_from_slice(boot);
-    records
-        .iter()
-        .for_each(|record| bytes.extend_from_slice(record));
+    for record in records {
+        bytes.extend_from_slice(record);
+    }
     let check = sha256(&bytes);
     bytes.extend_from_slice(&check.0);
     bytes
@@ -432,7 +432,7 @@ fn tidy(index: &OwnedFd, name: &str) -> io::Result<()> {
         let Some(text) = entry.name.to_str().filter(|text| text.starts_with("stat-")) else {
             continue;
         };
-        if text.ends_with(".new") {
+        if text.as_bytes().ends_with(b".new") {
             // One that is just being written loses its file: the next commit is slower.
             rustix::fs::unlinkat(index, text, AtFlags::empty())?;
         } else if text != name {

@@ -34,6 +34,7 @@ use bedplate_sys::{durable, files, space, verity};
 
 use crate::buffers::{BUFFER, Buffers};
 use crate::erofs;
+use crate::extents::{self, ExtentError};
 use crate::item::Item;
 use crate::layer::{DecodeLayerError, Layer};
 use crate::object::objects_of;
@@ -258,7 +259,7 @@ impl<'store> Transaction<'store> {
     /// Stores the content of an open file, which must have `size` bytes.
     ///
     /// Large files that the store has already are not written again, and where the file system can
-    /// share blocks, none are copied.
+    /// share blocks, none are copied. Holes stay holes.
     pub fn put_file(&self, file: &File, size: u64) -> Result<FileContent, PutError> {
         if size >= CLONE_MIN {
             if let Some(content) = self.put_clone(file, size)? {
@@ -269,6 +270,10 @@ impl<'store> Transaction<'store> {
             {
                 return Ok(content);
             }
+            if extents::may_have_holes(file, size) {
+                return self.put_sparse(file, size);
+            }
+            (&*file).rewind().map_err(PutError::Read)?; // looking for it may have moved
         }
         self.put_object(&mut &*file, size)
     }
@@ -563,8 +568,7 @@ impl<'store> Transaction<'store> {
 
     /// Hashes a file, and returns its content where the transaction or the store has it.
     fn find_content(&self, file: &File, size: u64) -> Result<Option<FileContent>, PutError> {
-        let (id, found) = crate::verity::digest_reader(self.store.algorithm(), &mut &*file)
-            .map_err(PutError::Read)?;
+        let (id, found) = extents::digest(self.store.algorithm(), file).map_err(PutError::Read)?;
         if found != size {
             return Err(PutError::WrongSize {
                 wanted: size,
@@ -575,8 +579,27 @@ impl<'store> Transaction<'store> {
         if self.has(item) || self.hold(item, Origin::Held)? {
             return Ok(Some(FileContent::Object { id, size }));
         }
-        (&*file).rewind().map_err(PutError::Read)?;
         Ok(None)
+    }
+
+    /// Stores a file with holes: they are neither read nor written.
+    fn put_sparse(&self, file: &File, size: u64) -> Result<FileContent, PutError> {
+        let part = self.new_part("an object")?;
+        let (id, found) =
+            extents::copy(self.store.algorithm(), file, size, &part.file).map_err(|error| {
+                match error {
+                    ExtentError::Read(error) => PutError::Read(error),
+                    ExtentError::Write(error) => self.write_error("an object", error),
+                }
+            })?;
+        if found != size {
+            return Err(PutError::WrongSize {
+                wanted: size,
+                found,
+            });
+        }
+        self.finish_part(part, Item::Object(id))?;
+        Ok(FileContent::Object { id, size })
     }
 
     /// Stores a file by sharing its blocks, where the file system can.
@@ -592,8 +615,8 @@ impl<'store> Transaction<'store> {
             return Ok(None);
         }
         // The copy is hashed, not the source: what is stored is what the name says.
-        let (id, found) = crate::verity::digest_reader(self.store.algorithm(), &mut &part.file)
-            .map_err(PutError::Read)?;
+        let (id, found) =
+            extents::digest(self.store.algorithm(), &part.file).map_err(PutError::Read)?;
         if found != size {
             return Err(PutError::WrongSize {
                 wanted: size,

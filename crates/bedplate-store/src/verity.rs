@@ -66,6 +66,24 @@ impl Hasher {
         self.block.extend_from_slice(blocks.remainder());
     }
 
+    /// Appends zeros: in time that grows with the logarithm of their number.
+    pub fn update_zeros(&mut self, count: u64) {
+        const ZEROS: [u8; BLOCK] = [0; BLOCK];
+        let mut count = count;
+        if !self.block.is_empty() {
+            let fill = count.min((BLOCK - self.block.len()) as u64);
+            self.update(&ZEROS[..fill as usize]);
+            count -= fill;
+        }
+        let blocks = count / BLOCK as u64;
+        if blocks > 0 {
+            self.length += blocks * BLOCK as u64;
+            let hash = hash(self.algorithm, &ZEROS, BLOCK);
+            self.push_run(0, &hash, blocks);
+        }
+        self.update(&ZEROS[..(count % BLOCK as u64) as usize]);
+    }
+
     /// Ends, and returns the digest.
     pub fn finish(mut self) -> ObjectId {
         let root = self.root();
@@ -111,11 +129,46 @@ impl Hasher {
         }
         // A full block is hashed only when one more comes: a level of exactly one block may be the top.
         if self.levels[level].len() == BLOCK {
-            let full = std::mem::take(&mut self.levels[level]);
-            let hash = hash(self.algorithm, &full, BLOCK);
+            let hash = hash(self.algorithm, &self.levels[level], BLOCK);
+            self.levels[level].clear();
             self.push(level + 1, &hash);
         }
         self.levels[level].extend_from_slice(bytes);
+    }
+
+    /// Adds the same hash many times: whole blocks of it are hashed once, and so on above.
+    fn push_run(&mut self, level: usize, hash_of_each: &[u8], count: u64) {
+        let mut left = count;
+        // Up to a full block, which stays until one more comes.
+        while left > 0
+            && self
+                .levels
+                .get(level)
+                .is_none_or(|block| block.len() < BLOCK)
+        {
+            self.push(level, hash_of_each);
+            left -= 1;
+        }
+        if left == 0 {
+            return;
+        }
+        let per_block = (BLOCK / hash_of_each.len()) as u64;
+        let blocks = (left - 1) / per_block; // the last one stays, full or not
+        if blocks > 0 {
+            let full = std::mem::take(&mut self.levels[level]);
+            let above = hash(self.algorithm, &full, BLOCK);
+            self.push(level + 1, &above);
+            let same = hash(
+                self.algorithm,
+                &hash_of_each.repeat(per_block as usize),
+                BLOCK,
+            );
+            self.push_run(level + 1, &same, blocks);
+            left -= blocks * per_block;
+        }
+        for _ in 0..left {
+            self.push(level, hash_of_each);
+        }
     }
 }
 
@@ -143,22 +196,41 @@ pub fn digest_reader(algorithm: Algorithm, reader: &mut dyn Read) -> io::Result<
     }
 }
 
+/// A hash, as long as its algorithm has them.
+#[derive(Clone, Copy)]
+struct Hash {
+    bytes: [u8; Algorithm::Sha512.digest_len()],
+    length: usize,
+}
+
+impl std::ops::Deref for Hash {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
 /// Hashes bytes, as if zeros followed up to `length`.
-fn hash(algorithm: Algorithm, bytes: &[u8], length: usize) -> Vec<u8> {
+fn hash(algorithm: Algorithm, bytes: &[u8], length: usize) -> Hash {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
     let padding = &ZEROS[..length - bytes.len()];
+    let mut out = Hash {
+        bytes: [0; Algorithm::Sha512.digest_len()],
+        length: algorithm.digest_len(),
+    };
+    let place = &mut out.bytes[..out.length];
     match algorithm {
-        Algorithm::Sha256 => Sha256::new()
-            .chain_update(bytes)
-            .chain_update(padding)
-            .finalize()
-            .to_vec(),
-        Algorithm::Sha512 => Sha512::new()
-            .chain_update(bytes)
-            .chain_update(padding)
-            .finalize()
-            .to_vec(),
+        Algorithm::Sha256 => {
+            let hasher = Sha256::new().chain_update(bytes).chain_update(padding);
+            place.copy_from_slice(&hasher.finalize());
+        }
+        Algorithm::Sha512 => {
+            let hasher = Sha512::new().chain_update(bytes).chain_update(padding);
+            place.copy_from_slice(&hasher.finalize());
+        }
     }
+    out
 }
 
 #[cfg(test)]
@@ -261,6 +333,42 @@ mod tests {
                 wanted,
                 "{length}"
             );
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn runs_of_zeros_are_zeros(
+            runs in proptest::collection::vec((0..9_000_usize, 0..3_000_000_u64), 1..5),
+            sha512: bool,
+        ) {
+            let algorithm = if sha512 { Algorithm::Sha512 } else { Algorithm::Sha256 };
+            let (mut whole, mut hasher) = (Vec::new(), Hasher::new(algorithm));
+            for (data, zeros) in runs {
+                whole.extend(content(data));
+                hasher.update(&content(data));
+                whole.resize(whole.len() + zeros as usize, 0);
+                hasher.update_zeros(zeros);
+            }
+            proptest::prop_assert_eq!(hasher.finish(), digest(algorithm, &whole));
+        }
+    }
+
+    #[test]
+    fn long_runs_of_zeros_meet_every_boundary_of_blocks() {
+        let block = BLOCK as u64;
+        for blocks in [1, 127, 128, 129, 128 * 128 - 1, 128 * 128, 128 * 128 + 1] {
+            for before in [0, 1, 127, 128, 129] {
+                let mut hasher = Hasher::new(Algorithm::Sha256);
+                hasher.update_zeros(before * block);
+                hasher.update_zeros(blocks * block);
+                let zeros = vec![0; ((before + blocks) * block) as usize];
+                assert_eq!(
+                    hasher.finish(),
+                    digest(Algorithm::Sha256, &zeros),
+                    "{before} + {blocks}"
+                );
+            }
         }
     }
 

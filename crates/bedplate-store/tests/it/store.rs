@@ -532,3 +532,50 @@ fn replace(path: &Path, bytes: &[u8]) {
     fs::remove_file(path).unwrap();
     fs::write(path, bytes).unwrap();
 }
+
+#[test]
+fn a_file_of_holes_is_stored_and_restored_as_holes() {
+    use std::os::unix::fs::FileExt as _;
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    let file = fs::File::create(source.join("disk.img")).unwrap();
+    if file.set_len(40 << 30).is_err() {
+        return; // a file system without such lengths
+    }
+    file.write_all_at(b"boot sector", 0).unwrap();
+    file.write_all_at(&[7; 70_000], 3 << 30).unwrap();
+    let root = place.commit(&source, "localhost/os:v1");
+    assert_eq!(place.commit(&source, "localhost/os:v1"), root);
+    assert!(place.store.usage().unwrap().disk_bytes < 1 << 20);
+    assert!(place.findings().is_empty());
+
+    let copy = place.path("copy");
+    let tree = place.store.tree(&root).unwrap();
+    checkout(&place.store, &tree, &copy, CheckoutOptions::default()).unwrap();
+    let copied = fs::File::open(copy.join("disk.img")).unwrap();
+    let metadata = copied.metadata().unwrap();
+    assert_eq!(metadata.len(), 40 << 30);
+    assert!(metadata.blocks() * 512 < 1 << 20);
+    let mut bytes = [0; 70_002];
+    copied.read_exact_at(&mut bytes, (3 << 30) - 1).unwrap();
+    assert_eq!(
+        (bytes[0], bytes[1], bytes[70_000], bytes[70_001]),
+        (0, 7, 7, 0)
+    );
+
+    // What is not there is checked as what is.
+    let object = fs::read_dir(place.store.objects_dir())
+        .unwrap()
+        .flat_map(|entry| fs::read_dir(entry.unwrap().path()).unwrap())
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    fs::set_permissions(&object, fs::Permissions::from_mode(0o600)).unwrap();
+    let damaged = fs::File::options().write(true).open(&object).unwrap();
+    damaged.write_all_at(b"x", 20 << 30).unwrap();
+    assert_eq!(place.findings().len(), 1);
+    let again = place.path("again");
+    assert!(checkout(&place.store, &tree, &again, CheckoutOptions::default()).is_err());
+}
