@@ -12,6 +12,7 @@
 //! the entries of a layer never differ from its bytes; bodies are never held whole above 1 MiB; what
 //! memory is used is bounded by limits of ours, never by a number that stands in the stream.
 
+mod acl;
 mod contents;
 mod entry;
 mod error;

@@ -19,7 +19,7 @@ use bedplate_model::{FileContent, Metadata, Rdev, Timestamp, TreePath};
 
 use super::entry::{Entry, EntryKind};
 use super::error::LayerError;
-use super::{MAX_ENTRIES, pax};
+use super::{MAX_ENTRIES, acl, pax};
 
 /// Tar's unit.
 pub(super) const BLOCK: usize = 512;
@@ -32,6 +32,10 @@ pub(super) const MAX_PATH: usize = 4095;
 pub(super) trait Feed {
     /// What is wrong with this feed, or with the tar.
     type Error: From<LayerError>;
+
+    /// Whether a tar of these headers was accepted before: then what an earlier version passed over is
+    /// no reason to lose it.
+    const STORED: bool;
 
     /// Fills the buffer with bytes that are no body; fewer only at the end of the stream.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Self::Error>;
@@ -59,7 +63,7 @@ pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Vec<Entry>, F::Error> {
             }
             .into());
         }
-        let (entry, size) = member.resolve(&globals)?;
+        let (entry, size) = member.resolve(&globals, F::STORED)?;
         if size > 0 {
             feed.body(entries.len(), &entry.path, size)?;
             let padding = (BLOCK - (size % BLOCK as u64) as usize) % BLOCK;
@@ -213,7 +217,7 @@ fn add_globals(globals: &mut Records, data: &[u8], offset: u64) -> Result<(), La
 impl Member {
     /// Applies header, GNU and PAX extensions in the order of their rank; returns the entry and the
     /// length of its body.
-    fn resolve(self, globals: &Records) -> Result<(Entry, u64), LayerError> {
+    fn resolve(self, globals: &Records, stored: bool) -> Result<(Entry, u64), LayerError> {
         let offset = self.offset;
         let number = |field| LayerError::Number { offset, field };
         let empty = Records::new();
@@ -263,7 +267,7 @@ impl Member {
                 .ok_or(number("mtime"))?,
         };
         let mode = pax::header_number(&self.header[100..108]).ok_or(number("mode"))?;
-        let metadata = Metadata {
+        let mut metadata = Metadata {
             mode: (mode & 0o7777) as u16,
             uid: id(b"uid", "uid", 108..116)?,
             gid: id(b"gid", "gid", 116..124)?,
@@ -279,6 +283,27 @@ impl Member {
                 })
                 .collect(),
         };
+
+        for (key, name) in acl::KINDS {
+            // The attribute itself, where it is there, is the exact one.
+            let Some(text) = value(key).filter(|_| !metadata.xattrs.contains_key(name)) else {
+                continue;
+            };
+            match acl::from_text(text) {
+                Ok(list) if name == acl::ACCESS && acl::is_minimal(&list) => {}
+                Ok(list) => {
+                    metadata.xattrs.insert(name.into(), list.into());
+                }
+                Err(_) if stored => {}
+                Err(acl::Problem::Malformed) => return Err(LayerError::Pax { offset }),
+                Err(acl::Problem::NameAlone) => {
+                    return Err(LayerError::Unsupported {
+                        path,
+                        what: "under an access list that names somebody without a number".into(),
+                    });
+                }
+            }
+        }
 
         let rdev = || -> Result<Rdev, LayerError> {
             let part = |range: std::ops::Range<usize>| {

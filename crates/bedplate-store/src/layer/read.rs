@@ -104,6 +104,7 @@ impl TarFeed<'_> {
 
 impl Feed for TarFeed<'_> {
     type Error = LayerError;
+    const STORED: bool = false;
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, LayerError> {
         let count = self.take(buffer)?;

@@ -194,6 +194,7 @@ impl TableFeed<'_> {
 
 impl Feed for TableFeed<'_> {
     type Error = DecodeLayerError;
+    const STORED: bool = true;
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, DecodeLayerError> {
         Ok(fill(&mut self.skeleton, buffer, &mut self.offset)?)
@@ -236,6 +237,7 @@ struct RewriteFeed<'a, 'c> {
 
 impl Feed for RewriteFeed<'_, '_> {
     type Error = RewriteError;
+    const STORED: bool = true;
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, RewriteError> {
         let count = fill(&mut self.skeleton, buffer, &mut self.offset)?;

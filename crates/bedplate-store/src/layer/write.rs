@@ -13,6 +13,7 @@ use std::io::{self, Read, Write};
 use bedplate_model::name::shown;
 use bedplate_model::{Content, FileContent, Metadata, NodeId, Rdev, Tree, TreePath};
 
+use super::acl;
 use super::error::WriteTarError;
 use super::flatten::WHITEOUT;
 use super::parse::{BLOCK, MAX_EXTENSION, MAX_PATH};
@@ -196,6 +197,13 @@ impl<'a> Member<'a> {
                 });
             }
             pax::push_record(&mut pax, &[pax::XATTR, name].concat(), value);
+        }
+        // Once more for tools that read access lists as text alone; our own reader prefers the attribute.
+        for (key, name) in acl::KINDS {
+            let list = self.metadata.xattrs.get(name);
+            if let Some(text) = list.and_then(|list| acl::to_text(list)) {
+                pax::push_record(&mut pax, key, text.as_bytes());
+            }
         }
         put_octal(
             &mut header[100..108],
