@@ -197,6 +197,67 @@ impl fmt::Display for ImageName {
 
 serde_as_text!(ImageName);
 
+/// An image of a name's history: `NAME` is where the name points, `NAME~1` where it pointed before.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Revision {
+    name: ImageName,
+    back: Option<u32>,
+}
+
+impl Revision {
+    /// Returns the name.
+    pub fn name(&self) -> &ImageName {
+        &self.name
+    }
+
+    /// Returns how many images back it is; `None` where the text said nothing of the kind.
+    pub fn back(&self) -> Option<u32> {
+        self.back
+    }
+}
+
+impl From<ImageName> for Revision {
+    fn from(name: ImageName) -> Self {
+        Self { name, back: None }
+    }
+}
+
+impl FromStr for Revision {
+    type Err = ParseImageNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some((name, back)) = text.rsplit_once('~') else {
+            return Ok(text.parse::<ImageName>()?.into());
+        };
+        let refuse = || ParseImageNameError {
+            text: crate::name::shown(text.as_bytes())
+                .chars()
+                .take(160)
+                .collect(),
+            problem: Problem::Revision,
+        };
+        let name: ImageName = name.parse()?;
+        let digits = !back.is_empty() && back.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits || name.digest.is_some() {
+            return Err(refuse());
+        }
+        let back = back.parse().map_err(|_| refuse())?;
+        Ok(Self {
+            name,
+            back: Some(back),
+        })
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.back {
+            None => write!(f, "{}", self.name),
+            Some(back) => write!(f, "{}~{back}", self.name),
+        }
+    }
+}
+
 /// A text that names no image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` names no image: {problem}")]
@@ -216,6 +277,8 @@ enum Problem {
     Tag,
     #[error("its digest is not `sha256:` and 64 hexadecimal digits")]
     Digest,
+    #[error("`~` stands between a tag and how many images back to go")]
+    Revision,
 }
 
 #[cfg(test)]
@@ -268,6 +331,23 @@ mod tests {
         ] {
             let error = text.parse::<ImageName>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_revision_counts_images_back_from_a_tag() {
+        for (text, wanted, back) in [
+            ("os:v1", "localhost/os:v1", None),
+            ("os:v1~0", "localhost/os:v1~0", Some(0)),
+            ("os~12", "localhost/os:latest~12", Some(12)),
+        ] {
+            let revision: Revision = text.parse().unwrap();
+            assert_eq!(revision.to_string(), wanted);
+            assert_eq!(revision.back(), back);
+        }
+        let digest = format!("os@sha256:{}~1", "0".repeat(64));
+        for text in ["os~", "os~+1", "os~-1", "os~1~1", "os~99999999999", &digest] {
+            assert!(text.parse::<Revision>().is_err(), "{text}");
         }
     }
 

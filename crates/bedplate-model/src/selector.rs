@@ -4,6 +4,7 @@
 //! exact-1/v1-sha256-12:0123…            the root digest, as every verb prints it
 //! exact-1/v1-sha256-12:0123  sha256:0123  0123   the beginning of a root or manifest digest
 //! [HOST/]REPOSITORY[:TAG][@DIGEST]      a name
+//! [HOST/]REPOSITORY[:TAG]~N             what the name pointed at, so many images back
 //! ```
 //!
 //! Invariant: a word of four to 64 hexadecimal digits can be a name or a digest; the store decides, and
@@ -13,7 +14,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::digest::{Algorithm, RootDigest};
-use crate::image::{ImageName, ParseImageNameError};
+use crate::image::{ImageName, ParseImageNameError, Revision};
 
 /// The fewest digits that stand for a digest: as in git.
 const DIGITS_MIN: usize = 4;
@@ -25,8 +26,9 @@ pub enum ImageSelector {
     Root(RootDigest),
     /// The one image whose root or manifest digest begins with these hexadecimal digits.
     Prefix(String),
-    /// The image of this name; or, where there is none, as [`ImageSelector::Prefix`].
-    Name(ImageName),
+    /// The image of this name, or an earlier one of it; or, where there is none, as
+    /// [`ImageSelector::Prefix`].
+    Name(Revision),
 }
 
 impl ImageSelector {
@@ -35,10 +37,13 @@ impl ImageSelector {
         match self {
             Self::Root(_) => None,
             Self::Prefix(digits) => Some(digits),
-            Self::Name(name) => {
+            Self::Name(revision) => {
+                let name = revision.name();
                 let digits = name.repository();
-                let bare =
-                    name.is_local() && name.tag() == Some("latest") && name.digest().is_none();
+                let bare = revision.back().is_none()
+                    && name.is_local()
+                    && name.tag() == Some("latest")
+                    && name.digest().is_none();
                 (bare && is_prefix(digits)).then_some(digits)
             }
         }
@@ -47,7 +52,7 @@ impl ImageSelector {
 
 impl From<ImageName> for ImageSelector {
     fn from(name: ImageName) -> Self {
-        Self::Name(name)
+        Self::Name(name.into())
     }
 }
 

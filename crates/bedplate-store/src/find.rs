@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! root digest        refs, then pins, then the image itself: nothing needs to name it
-//! name               refs
+//! name               refs, and what they remember
 //! digits             refs and pins, when no ref has them for its name; they must mean one image
 //! ```
 //!
@@ -48,14 +48,18 @@ impl Store {
         match wanted {
             ImageSelector::Root(root) => self.find_root(*root),
             ImageSelector::Prefix(digits) => self.find_digits(digits),
-            ImageSelector::Name(name) => match (self.resolve(name)?, wanted.digest_prefix()) {
-                (Some(target), _) => Ok(Some(Found {
-                    name: Some(name.clone()),
-                    target,
-                })),
-                (None, Some(digits)) => self.find_digits(digits),
-                (None, None) => Ok(None),
-            },
+            ImageSelector::Name(revision) => {
+                let target = self.resolve_revision(revision)?;
+                match (target, wanted.digest_prefix()) {
+                    (Some(target), _) => Ok(Some(Found {
+                        // An earlier image has the name no more.
+                        name: (revision.back().unwrap_or(0) == 0).then(|| revision.name().clone()),
+                        target,
+                    })),
+                    (None, Some(digits)) => self.find_digits(digits),
+                    (None, None) => Ok(None),
+                }
+            }
         }
     }
 

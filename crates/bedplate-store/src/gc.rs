@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! lock ─ mark: refs, pins, live transactions → images → objects; configs → layers → objects
+//!      ─ choose: earlier images of names, by count, age and size; names forget the others
 //!      ─ condemn: images and layers → trash/, made durable, then objects and blobs
 //! unlock ─ empty trash/ ─ remove what dead transactions left
 //! ```
@@ -13,39 +14,55 @@
 //! Invariants: an image below `images/` has all its objects, at every moment and after a power cut;
 //! nothing is collected while a root of the marking cannot be read.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use bedplate_model::oci::Config;
-use bedplate_model::{ObjectId, Sha256};
+use bedplate_model::{ImageName, ObjectId, Sha256};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::{durable, files};
 
 use crate::item::Item;
 use crate::layer::{self, Layer};
 use crate::object::objects_of;
-use crate::refs::RefsError;
+use crate::refs::{RefDocument, RefTarget, RefsError};
 use crate::store::{ReadStoreError, Store};
+use crate::work;
 
-/// What is kept besides what refs and pins name.
+/// What is kept besides what names point at now, and pins and live transactions hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GcPolicy {
     /// Keep the tables of the layers of images that stay. They are what lets a layer be used again,
     /// and written out as it was; they cost what upper layers hide.
     pub keep_layers: bool,
+    /// How many images each name keeps, the current one among them; `None` keeps all that it remembers.
+    pub keep: Option<NonZeroU32>,
+    /// Forget earlier images that were replaced before this moment, in seconds since 1970.
+    pub replaced_before: Option<i64>,
+    /// Forget earlier images, the longest replaced first, until what stays has at most so many bytes.
+    pub max_bytes: Option<u64>,
 }
 
 impl Default for GcPolicy {
     fn default() -> Self {
-        Self { keep_layers: true }
+        Self {
+            keep_layers: true,
+            keep: None,
+            replaced_before: None,
+            max_bytes: None,
+        }
     }
 }
 
 /// What a gc removed, or would remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GcReport {
+    /// Earlier images that names forget, in the order of the names, the newest first.
+    pub forgotten: Vec<Forgotten>,
     /// Everything that goes, with its size in bytes.
     pub removed: Vec<(Item, u64)>,
     /// Directories of transactions whose process is gone.
@@ -54,10 +71,38 @@ pub struct GcReport {
     pub kept: u64,
 }
 
+/// An earlier image that a name forgets. It goes unless something else holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The name.
+    pub name: ImageName,
+    /// How many images back it was, from 1.
+    pub back: u32,
+    /// The image.
+    pub target: RefTarget,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a name forgets an earlier image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The name keeps fewer images.
+    Count,
+    /// It was replaced too long ago.
+    Age,
+    /// The store is to be smaller.
+    Size,
+    /// The store has it no more: an older version of this program collected it.
+    Gone,
+}
+
 impl GcReport {
     /// Returns the bytes that are freed.
     pub fn freed_bytes(&self) -> u64 {
-        self.removed.iter().map(|(_, bytes)| bytes).sum()
+        self.removed
+            .iter()
+            .fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
     }
 }
 
@@ -91,7 +136,8 @@ pub enum GcError {
 }
 
 impl Store {
-    /// Removes everything that no ref, pin or live transaction reaches; with `dry_run`, only says what.
+    /// Removes everything that no ref, pin or live transaction reaches, and what the policy makes names
+    /// forget; with `dry_run`, only says what.
     pub fn gc(&self, policy: &GcPolicy, dry_run: bool) -> Result<GcReport, GcError> {
         let lock = if dry_run {
             None
@@ -100,13 +146,20 @@ impl Store {
             Some(lock.map_err(self.gc_failed("take the lock"))?)
         };
         let transactions = self.transactions()?;
-        let kept = self.mark(policy, &transactions.live)?;
+        let refs = self.each_ref().map_err(GcError::Refs)?.into_iter();
+        let mut refs: Vec<RefDocument> = refs.collect::<Result<_, _>>().map_err(GcError::Refs)?;
+        refs.sort_by(|one, other| one.name.cmp(&other.name));
+        let items = self.items().map_err(self.gc_failed("list what is"))?;
+
+        let mut marking = Marking::new(self, *policy);
+        self.mark_roots(&mut marking, &refs, &transactions.live)?;
         let mut report = GcReport {
+            forgotten: choose(&mut marking, &refs, &items)?,
             abandoned: transactions.dead.len() as u64,
             ..GcReport::default()
         };
-        for item in self.items().map_err(self.gc_failed("list what is"))? {
-            if kept.contains(&item) {
+        for item in items {
+            if marking.kept.contains(&item) {
                 report.kept += 1;
             } else {
                 report.removed.push((item, self.size_of(item)));
@@ -115,6 +168,9 @@ impl Store {
         if dry_run {
             return Ok(report);
         }
+        // Names forget before the images go: a history never names what is not there.
+        self.forget(refs, &report.forgotten)
+            .map_err(GcError::Refs)?;
         self.condemn(&report.removed)?;
         drop(lock);
         self.empty_trash()?;
@@ -126,35 +182,52 @@ impl Store {
         Ok(report)
     }
 
-    /// Finds everything that stays.
-    fn mark(&self, policy: &GcPolicy, live: &[Item]) -> Result<HashSet<Item>, GcError> {
-        let mut marking = Marking {
-            store: self,
-            policy: *policy,
-            kept: HashSet::new(),
-        };
-        for (_, target) in self.refs().map_err(GcError::Refs)? {
-            marking.image(target.root.image)?;
-            marking.documents(target.manifest, target.config)?;
+    /// Marks what stays whatever the policy says.
+    fn mark_roots(
+        &self,
+        marking: &mut Marking<'_>,
+        refs: &[RefDocument],
+        live: &[Item],
+    ) -> Result<(), GcError> {
+        let mut images = Vec::new();
+        for document in refs {
+            images.push(document.target.root.image);
+            marking.documents(document.target.manifest, document.target.config)?;
         }
         for pin in self.pins().map_err(GcError::Refs)? {
-            marking.image(pin.root.image)?;
+            images.push(pin.root.image);
             marking.documents(pin.manifest, pin.config)?;
         }
         for item in live {
             match item {
                 // Its objects may be the transaction's alone yet: those need no mark here.
-                Item::Image(id) if self.has(item) => marking.image(*id)?,
+                Item::Image(id) if self.has(item) => images.push(*id),
                 Item::Layer(diff_id) if self.has(item) => marking.layer(*diff_id)?,
-                Item::Blob(digest) if self.has(item) => {
-                    marking.kept.insert(Item::Blob(*digest));
-                }
                 other => {
                     marking.kept.insert(*other);
                 }
             }
         }
-        Ok(marking.kept)
+        marking.images(images)
+    }
+
+    /// Takes entries out of the histories of names.
+    fn forget(&self, refs: Vec<RefDocument>, forgotten: &[Forgotten]) -> Result<(), RefsError> {
+        let changing = self.lock_refs()?;
+        changing.finish_journal()?;
+        let mut by_name: HashMap<&ImageName, HashSet<usize>> = HashMap::new();
+        for entry in forgotten {
+            let positions = by_name.entry(&entry.name).or_default();
+            positions.insert(entry.back as usize - 1);
+        }
+        let mut shorter = Vec::new();
+        for mut document in refs {
+            if let Some(gone) = by_name.get(&document.name) {
+                document.forget(|position| gone.contains(&position));
+                shorter.push(document);
+            }
+        }
+        changing.rewrite(&shorter)
     }
 
     /// Moves what is garbage out of sight. What names comes before what is named, durably.
@@ -222,11 +295,6 @@ impl Store {
         Ok(transactions)
     }
 
-    fn size_of(&self, item: Item) -> u64 {
-        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::statat(self.root(), item.path(), flags).map_or(0, |stat| stat.st_size as u64)
-    }
-
     fn gc_failed(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> GcError {
         let path = self.path().to_owned();
         move |source| GcError::Store {
@@ -244,20 +312,126 @@ struct Transactions {
     dead: Vec<(std::ffi::OsString, Lock)>,
 }
 
+/// Decides which earlier images stay, marks those, and returns the others.
+fn choose(
+    marking: &mut Marking<'_>,
+    refs: &[RefDocument],
+    items: &[Item],
+) -> Result<Vec<Forgotten>, GcError> {
+    let policy = marking.policy;
+    let mut forgotten = Vec::new();
+    // With the moment at which each was replaced.
+    let mut staying: Vec<(i64, &RefDocument, usize)> = Vec::new();
+    for document in refs {
+        let replaced = std::iter::once(&document.target)
+            .chain(&document.history)
+            .map(|newer| newer.created);
+        for (position, (target, replaced)) in document.history.iter().zip(replaced).enumerate() {
+            let reason = if !target.items().all(|item| marking.store.has(&item)) {
+                Some(Reason::Gone)
+            } else if policy
+                .keep
+                .is_some_and(|keep| position + 1 >= keep.get() as usize)
+            {
+                Some(Reason::Count)
+            } else if policy.replaced_before.is_some_and(|limit| replaced < limit) {
+                Some(Reason::Age)
+            } else {
+                None
+            };
+            match reason {
+                None => staying.push((replaced, document, position)),
+                Some(reason) => forgotten.push(Forgotten::new(document, position, reason)),
+            }
+        }
+    }
+    let Some(max) = policy.max_bytes else {
+        marking.images(staying.iter().map(|(_, it, at)| it.history[*at].root.image))?;
+        for (_, document, position) in staying {
+            let target = &document.history[position];
+            marking.documents(target.manifest, target.config)?;
+        }
+        return Ok(forgotten);
+    };
+    let sizes: HashMap<Item, u64> = items
+        .iter()
+        .map(|item| (*item, marking.store.size_of(*item)))
+        .collect();
+    let bytes_of = |kept: &HashSet<Item>| {
+        kept.iter().fold(0, |sum: u64, item| {
+            sum.saturating_add(sizes.get(item).copied().unwrap_or(0))
+        })
+    };
+    let mut total = bytes_of(&marking.kept);
+    // The newest first; the first one that does not fit takes all older ones with it.
+    staying.sort_by_key(|(replaced, ..)| std::cmp::Reverse(*replaced));
+    let mut full = false;
+    for (_, document, position) in staying {
+        let target = &document.history[position];
+        if !full {
+            let mut more = Marking::new(marking.store, policy);
+            more.image(target.root.image)?;
+            more.documents(target.manifest, target.config)?;
+            more.kept.retain(|item| !marking.kept.contains(item));
+            let with = total.saturating_add(bytes_of(&more.kept));
+            if with <= max {
+                total = with;
+                marking.kept.extend(more.kept);
+                continue;
+            }
+            full = true;
+        }
+        forgotten.push(Forgotten::new(document, position, Reason::Size));
+    }
+    forgotten.sort_by(|one, other| (&one.name, one.back).cmp(&(&other.name, other.back)));
+    Ok(forgotten)
+}
+
+impl Forgotten {
+    fn new(document: &RefDocument, position: usize, reason: Reason) -> Self {
+        Self {
+            name: document.name.clone(),
+            back: position as u32 + 1,
+            target: document.history[position].clone(),
+            reason,
+        }
+    }
+}
+
 struct Marking<'a> {
     store: &'a Store,
     policy: GcPolicy,
     kept: HashSet<Item>,
 }
 
-impl Marking<'_> {
-    fn image(&mut self, id: ObjectId) -> Result<(), GcError> {
-        if self.kept.insert(Item::Image(id)) {
-            let tree = self.store.image_tree(&id).map_err(GcError::Read)?;
-            self.kept
-                .extend(objects_of(&tree).into_iter().map(Item::Object));
+impl<'a> Marking<'a> {
+    fn new(store: &'a Store, policy: GcPolicy) -> Self {
+        Self {
+            store,
+            policy,
+            kept: HashSet::new(),
         }
-        Ok(())
+    }
+
+    /// Marks images and their objects, on all cores.
+    fn images(&mut self, ids: impl IntoIterator<Item = ObjectId>) -> Result<(), GcError> {
+        let fresh: Vec<ObjectId> = ids
+            .into_iter()
+            .filter(|id| self.kept.insert(Item::Image(*id)))
+            .collect();
+        let kept = Mutex::new(&mut self.kept);
+        work::run(fresh, |id, _| {
+            let tree = self.store.image_tree(&id).map_err(GcError::Read)?;
+            let objects = objects_of(&tree);
+            drop(tree);
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.extend(objects.into_iter().map(Item::Object));
+            Ok(())
+        })
+    }
+
+    fn image(&mut self, id: ObjectId) -> Result<(), GcError> {
+        self.images([id])
     }
 
     fn documents(

@@ -3,6 +3,7 @@
 //! ```text
 //! <store>/
 //!   format.json        what a reader must understand; a directory without it is no store
+//!   journal            a change of several refs, until each is in its place
 //!   lock               flock: shared while a commit gives names, exclusive while gc takes them
 //!   objects/ab/cdef…   contents of files, each named by its fs-verity digest
 //!   images/<hex>       EROFS images, each named by its fs-verity digest
@@ -42,19 +43,21 @@ pub mod scan;
 pub mod stat_cache;
 mod store;
 pub mod transaction;
+mod usage;
 pub mod verity;
 mod work;
 
 pub use checkout::{CheckoutError, CheckoutOptions, checkout};
 pub use diff::diff;
 pub use find::{FindError, Found};
-pub use fsck::Finding;
+pub use fsck::{Finding, RepairReport, StoreSource};
 pub use gc::{GcPolicy, GcReport};
 pub use index::{Index, IndexError, Located, RebuiltIndex};
 pub use item::Item;
-pub use object::{ReadContentError, objects_of};
-pub use refs::{Pin, RefTarget, RefsError};
+pub use object::{ReadContentError, objects_of, sized_objects_of};
+pub use refs::{Pin, Ref, RefTarget, RefsError};
 pub use scan::{ContentSink, DigestOnly, ScanError, ScanObserver, scan};
 pub use stat_cache::Remembering;
-pub use store::{BLOB_MAX, CreateError, OpenError, ReadStoreError, Sealing, Store, Usage};
+pub use store::{BLOB_MAX, CreateError, OpenError, ReadStoreError, Sealing, Store};
 pub use transaction::{BeginError, CommitError, PutError, Transaction};
+pub use usage::{ImageUsage, Usage, UsageError};

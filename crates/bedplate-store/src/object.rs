@@ -122,6 +122,16 @@ impl Store {
 
 /// Returns every object that a tree names, each once, in order.
 pub fn objects_of(tree: &Tree) -> Vec<ObjectId> {
+    let mut objects: Vec<ObjectId> = sized_objects_of(tree)
+        .into_iter()
+        .map(|(id, _)| id)
+        .collect();
+    objects.dedup();
+    objects
+}
+
+/// Returns every object that a tree names with the length that the tree says, each pair once, in order.
+pub fn sized_objects_of(tree: &Tree) -> Vec<(ObjectId, u64)> {
     let mut objects = Vec::new();
     let mut pending = vec![Tree::ROOT];
     while let Some(directory) = pending.pop() {
@@ -132,7 +142,7 @@ pub fn objects_of(tree: &Tree) -> Vec<ObjectId> {
         {
             match &tree.node(*id).content {
                 Content::Directory(_) => pending.push(*id),
-                Content::File(FileContent::Object { id, .. }) => objects.push(*id),
+                Content::File(FileContent::Object { id, size }) => objects.push((*id, *size)),
                 _ => {}
             }
         }

@@ -64,23 +64,6 @@ pub enum Sealing {
     Unsealed,
 }
 
-/// How much a store holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Usage {
-    /// How many objects.
-    pub objects: u64,
-    /// The bytes in them.
-    pub object_bytes: u64,
-    /// How many images.
-    pub images: u64,
-    /// The bytes in them.
-    pub image_bytes: u64,
-    /// The bytes in layer tables, manifests and configs.
-    pub other_bytes: u64,
-    /// The bytes on the disk that all of that takes, in whole blocks.
-    pub disk_bytes: u64,
-}
-
 /// Why a store could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
@@ -391,31 +374,6 @@ impl Store {
             Err(ReadStoreError::Missing(_)) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Counts what the store holds.
-    pub fn usage(&self) -> io::Result<Usage> {
-        let mut usage = Usage::default();
-        for item in self.items()? {
-            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-            let Ok(stat) = rustix::fs::statat(&self.root, item.path(), flags) else {
-                continue; // collected since the directory was read
-            };
-            let bytes = stat.st_size as u64;
-            match item {
-                Item::Object(_) => {
-                    usage.objects += 1;
-                    usage.object_bytes += bytes;
-                }
-                Item::Image(_) => {
-                    usage.images += 1;
-                    usage.image_bytes += bytes;
-                }
-                Item::Layer(_) | Item::Blob(_) => usage.other_bytes += bytes,
-            }
-            usage.disk_bytes += stat.st_blocks as u64 * 512;
-        }
-        Ok(usage)
     }
 
     /// Lists everything that has a digest for its name; other files are passed over.

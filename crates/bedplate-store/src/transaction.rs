@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! put_*   bytes → tmp/<txn>/object-<hex>       what is there already: link(2) into tmp/<txn>/
-//! commit  1 refs' documents → tmp/<txn>/
+//! commit  1 the ref's document → tmp/<txn>/
 //!         2 syncfs                             every byte is on the disk …
 //!         3 lock (shared)                      … gc keeps out from here on …
 //!         4 rename into place, link back       … before it gets its name …
 //!         5 syncfs                             … and every name is on the disk …
-//!         6 rename the refs, fsync refs/       … before a ref leads to it: the commit point
+//!         6 rename the ref (or, of several refs, the journal), fsync: the commit point
 //!         7 unlock, remove tmp/<txn>
 //! drop    remove tmp/<txn>: nothing happened
 //! ```
@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,13 +39,13 @@ use crate::extents::{self, ExtentError};
 use crate::item::Item;
 use crate::layer::{DecodeLayerError, Layer};
 use crate::object::objects_of;
-use crate::refs::{self, RefDocument, RefTarget};
+use crate::refs::{self, RefChanges, RefTarget, RefsError};
 use crate::scan::ContentSink;
 use crate::store::{BLOB_MAX, EROFS_VERSION, Sealing, Store, sha256};
 use crate::verity::Hasher;
 
 /// Contents are read-only from their first moment.
-const FILE_MODE: u32 = 0o400;
+pub(crate) const FILE_MODE: u32 = 0o400;
 /// How often a directory for the transaction is tried; each failure means that a gc was faster.
 const BEGIN_TRIES: u32 = 1000;
 /// Files of at least this size share their blocks with the source where the file system can.
@@ -179,6 +180,9 @@ pub enum CommitError {
         /// What the system said.
         source: io::Error,
     },
+    /// A ref could not be read or changed.
+    #[error(transparent)]
+    Ref(#[from] RefsError),
     /// The image that a ref was to name has been collected in the meantime.
     #[error("cannot set a ref to {0}: it was removed from the store in the meantime")]
     Collected(Item),
@@ -397,15 +401,9 @@ impl<'store> Transaction<'store> {
         let any_new = staged.items.values().any(|origin| *origin == Origin::New);
         let any_linked = staged.items.values().any(|origin| *origin != Origin::Named);
 
-        // 1. The refs' documents, beside everything else that was written.
-        let refs_directory = files::open_directory(self.store.root(), "refs".as_ref())
-            .map_err(failed("cannot open refs/"))?;
-        for (position, (name, target)) in staged.refs.iter().enumerate() {
-            if let Some(target) = target {
-                self.write_ref(position, name, target, any_new)
-                    .map_err(failed("cannot write a ref"))?;
-            }
-        }
+        // 1. The only ref's document, beside everything else that was written.
+        let mut changes = RefChanges::new(staged.refs);
+        changes.prepare(self.store, self.directory.as_fd())?;
         // 2. Every byte is on the disk.
         if any_new {
             durable::sync_filesystem(&self.directory)
@@ -423,27 +421,8 @@ impl<'store> Transaction<'store> {
             durable::sync_filesystem(&self.directory)
                 .map_err(failed("the disk reports an error"))?;
         }
-        // 6. The commit point.
-        for (position, (name, target)) in staged.refs.iter().enumerate() {
-            let file = refs::file_name(name);
-            match target {
-                Some(_) => {
-                    rustix::fs::renameat(&self.directory, ref_part(position), &refs_directory, file)
-                }
-                None => {
-                    match rustix::fs::unlinkat(&refs_directory, file, rustix::fs::AtFlags::empty())
-                    {
-                        Err(rustix::io::Errno::NOENT) => Ok(()),
-                        other => other,
-                    }
-                }
-            }
-            .map_err(|error| failed("cannot change a ref")(error.into()))?;
-        }
-        if !staged.refs.is_empty() {
-            rustix::fs::fsync(&refs_directory)
-                .map_err(|error| failed("the disk reports an error")(error.into()))?;
-        }
+        // 6. The commit point: the rename of the ref, or of the journal of several refs.
+        changes.commit(self.store, self.directory.as_fd(), any_new || any_linked)?;
         // 7. Done; dropping removes the directory.
         drop(naming);
         Ok(())
@@ -482,23 +461,6 @@ impl<'store> Transaction<'store> {
             })?;
         }
         Ok(())
-    }
-
-    fn write_ref(
-        &self,
-        position: usize,
-        name: &ImageName,
-        target: &RefTarget,
-        synced_later: bool,
-    ) -> io::Result<()> {
-        let old = fs::read(self.store.path().join("refs").join(refs::file_name(name))).ok();
-        let bytes = RefDocument::replacing(old.as_deref(), name, target).to_bytes();
-        let mut file = files::create_file(&self.directory, ref_part(position).as_ref(), 0o600)?;
-        file.write_all(&bytes)?;
-        if synced_later {
-            return Ok(());
-        }
-        file.sync_all()
     }
 
     /// Stores bytes under their digest, unless they are there.
@@ -739,7 +701,7 @@ impl Drop for Part<'_, '_> {
 }
 
 /// Makes and locks a directory below `tmp/`.
-fn make_directory(store: &Store) -> io::Result<(String, Lock)> {
+pub(crate) fn make_directory(store: &Store) -> io::Result<(String, Lock)> {
     let process = rustix::process::getpid().as_raw_nonzero();
     for _ in 0..BEGIN_TRIES {
         let name = format!("{process}-{}", COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -759,10 +721,6 @@ fn make_directory(store: &Store) -> io::Result<(String, Lock)> {
         }
     }
     Err(io::Error::other("every name for a transaction was taken"))
-}
-
-fn ref_part(position: usize) -> String {
-    format!("ref-{position}")
 }
 
 /// Reads until the buffer is full or the source ends.

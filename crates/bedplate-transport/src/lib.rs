@@ -37,7 +37,7 @@ pub use decompress::decompress_any;
 pub use event::{Event, Observer};
 pub use layers::LayersError;
 pub use package::{PackageError, PackageOptions, Packaged, package};
-pub use pull::{PullError, PullOptions, Pulled, architecture_here};
+pub use pull::{PullError, PullOptions, Pulled, RegistrySource, architecture_here};
 pub use push::{PushError, PushOptions, Pushed};
 pub use registry::RegistryError;
 pub use store_error::StoreError;

@@ -11,6 +11,8 @@
 //! the config and each layer against the manifest, each tar against the config, the tree against the
 //! root digest that the manifest announces. Memory does not grow with the size of layers.
 
+mod repair;
+
 use std::collections::HashSet;
 use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
@@ -23,7 +25,7 @@ use bedplate_model::oci::{
     DocumentError, Manifest,
 };
 use bedplate_model::{ImageName, RootDigest, RuleSet, Sha256, Tree};
-use bedplate_store::layer::{self, FlattenError, Layer, LayerError};
+use bedplate_store::layer::{self, Contents, FlattenError, Layer, LayerError};
 use bedplate_store::{PutError, RefTarget, Store, Transaction};
 use bytes::Bytes;
 
@@ -41,6 +43,8 @@ use crate::store_error::StoreError;
 const ENTRIES_MAX: usize = 2 * layer::MAX_ENTRIES;
 /// How many platforms of an index are named to somebody whose own is not among them.
 const OFFERED_MAX: usize = 8;
+
+pub use repair::RegistrySource;
 
 /// How a pull is done.
 #[derive(Clone, Debug)]
@@ -132,6 +136,7 @@ impl Client {
             client: self,
             store,
             transaction: &transaction,
+            contents: &transaction,
             remote: &remote,
             observer,
             budget: Budget::new(options.unpacked_max),
@@ -325,6 +330,8 @@ struct Ingest<'a> {
     client: &'a Client,
     store: &'a Store,
     transaction: &'a Transaction<'a>,
+    /// Where the bodies of files go: the transaction, or a repair.
+    contents: &'a dyn Contents,
     remote: &'a Remote,
     observer: &'a dyn Observer,
     budget: Budget,
@@ -437,7 +444,7 @@ impl Ingest<'_> {
                 })
             });
             let hashing = scope.spawn(move || hashed.digest());
-            let layer = layer::read(&mut tar, self.transaction);
+            let layer = layer::read(&mut tar, self.contents);
             if layer.is_ok() {
                 // Whatever follows the archive's end belongs to the tar's digest too. A pipe between
                 // threads does not fail.

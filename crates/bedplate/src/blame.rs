@@ -18,7 +18,7 @@ use bedplate_deploy::stage::StageError;
 use bedplate_model::image::ParseImageNameError;
 use bedplate_model::name::NameError;
 use bedplate_store::diff::SummaryError;
-use bedplate_store::fsck::FsckError;
+use bedplate_store::fsck::{FsckError, RepairError};
 use bedplate_store::gc::GcError;
 use bedplate_store::layer::{ImportError, LayerError, WriteTarError};
 use bedplate_store::{
@@ -189,6 +189,8 @@ fn of_operation(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)
         || error.is::<ServeError>()
         || error.is::<GrowError>()
         || error.is::<RegisterError>()
+        || error.is::<FsckError>()
+        || error.is::<RepairError>()
     {
         return say(Blame::Host);
     }
@@ -449,7 +451,8 @@ fn of_io(error: &io::Error) -> (Blame, Option<String>) {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
             Blame::Host,
             Some(
-                "free some space (`bedplate gc` removes what no name reaches) and run it again"
+                "free some space (`bedplate gc` removes what no name reaches; with --keep 1, \
+                    earlier images of names, too) and run it again"
                     .into(),
             ),
         ),
@@ -463,8 +466,8 @@ fn of_io(error: &io::Error) -> (Blame, Option<String>) {
     }
 }
 
-const DAMAGE_HINT: &str = "`bedplate fsck` lists all damage; untag the images that need it, run \
-    `bedplate gc`, and pull or build them again";
+const DAMAGE_HINT: &str = "`bedplate fsck` lists all damage; `bedplate fsck --repair` brings back what a \
+    registry or another store still has";
 
 #[cfg(test)]
 mod tests {

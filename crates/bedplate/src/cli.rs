@@ -1,5 +1,6 @@
 //! What a person types: every verb and its options, and nothing of what they do.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use bedplate_build::lint::LINTS;
@@ -62,7 +63,7 @@ pub(crate) enum Verb {
     Images(Images),
     /// Show everything about an image
     Inspect(Inspect),
-    /// Show how an image came to be
+    /// Show which images a name had, and how the current one came to be
     Log(Log),
     /// List a directory of an image
     Ls(Ls),
@@ -82,6 +83,8 @@ pub(crate) enum Verb {
     Gc(Gc),
     /// Check every object, image and name of the store
     Fsck(Fsck),
+    /// Say what each image takes of the disk, and what it shares
+    Df(Df),
     /// Install an image
     #[command(subcommand)]
     Install(Install),
@@ -258,7 +261,7 @@ pub(crate) struct Push {
 
 #[derive(Debug, Args)]
 pub(crate) struct Tag {
-    /// The image
+    /// The image; `NAME~1` is what the name pointed at before
     #[arg(value_name = "REF")]
     pub(crate) source: ImageSelector,
     /// Its new names
@@ -400,6 +403,23 @@ pub(crate) struct Gc {
     /// Say what would be removed, and remove nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Let each name keep only so many images, the current one among them
+    #[arg(long, value_name = "N")]
+    pub(crate) keep: Option<NonZeroU32>,
+    /// Forget earlier images of names that were replaced longer ago, such as 12h, 30d or 8w
+    #[arg(long, value_name = "AGE", value_parser = age)]
+    pub(crate) older_than: Option<u64>,
+    /// Forget earlier images of names, the longest replaced first, until the store has at most this size,
+    /// such as 20G
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_size: Option<u64>,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Df {
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -407,6 +427,18 @@ pub(crate) struct Gc {
 
 #[derive(Debug, Args)]
 pub(crate) struct Fsck {
+    /// Check names and sizes alone, and read no content
+    #[arg(long, conflicts_with = "repair")]
+    pub(crate) quick: bool,
+    /// Bring back what is damaged or missing: from the stores that --from names, then from the
+    /// registries that images came from
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Another store to repair from
+    #[arg(long, value_name = "STORE", requires = "repair")]
+    pub(crate) from: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -549,6 +581,17 @@ fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
+/// Parses an age: a number with `m`, `h`, `d` or `w`; gives seconds.
+fn age(text: &str) -> Result<u64, String> {
+    let wrong = || "an age is a number with m, h, d or w behind it".to_owned();
+    let (digits, seconds) = [("m", 60), ("h", 3600), ("d", 86400), ("w", 7 * 86400)]
+        .into_iter()
+        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
+        .ok_or_else(wrong)?;
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -557,6 +600,15 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        assert_eq!(age("12h"), Ok(43200));
+        assert_eq!(age("2w"), Ok(1_209_600));
+        for text in ["", "d", "5", "-1d", "1dd", "99999999999999999w"] {
+            assert!(age(text).is_err(), "{text}");
+        }
     }
 
     #[test]

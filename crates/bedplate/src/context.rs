@@ -165,6 +165,18 @@ pub(crate) fn find_image(store: &Store, name: &ImageSelector) -> anyhow::Result<
         .find(name)
         .with_context(|| format!("cannot look up {name}"))?;
     found.ok_or_else(|| {
+        if let ImageSelector::Name(revision) = name
+            && revision.back().is_some_and(|back| back > 0)
+        {
+            return Refusal::usage(
+                format!("the store has no image {name}"),
+                format!(
+                    "`bedplate log {}` lists the images of the name",
+                    revision.name()
+                ),
+            )
+            .into();
+        }
         Refusal::usage(
             format!("the store has no image {name}"),
             "`bedplate images` lists what there is; `bedplate pull` fetches from a registry",

@@ -3,5 +3,7 @@
 mod erofs;
 mod erofs_kernel;
 mod layer;
+mod refs;
+mod repair;
 mod stat_cache;
 mod store;

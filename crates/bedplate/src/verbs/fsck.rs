@@ -1,9 +1,15 @@
-//! `fsck`: checks every object, image and name of the store.
+//! `fsck`: checks every object, image and name of the store, and repairs what a source still has.
+
+use std::io::{self, Write};
 
 use anyhow::Context as _;
+use bedplate_store::fsck::Source;
+use bedplate_store::{Finding, RepairReport, Store, StoreSource};
+use bedplate_transport::{PullOptions, RegistrySource};
 use serde::Serialize;
 
 use crate::Answer;
+use crate::blame::sentence;
 use crate::cli::Fsck;
 use crate::context::Context;
 use crate::render::{bytes, json};
@@ -13,43 +19,144 @@ use crate::render::{bytes, json};
 struct Report {
     items: u64,
     bytes: u64,
+    /// What is wrong; after a repair, what still is.
     findings: Vec<String>,
+    /// Only with `--repair`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair: Option<Repaired>,
+}
+
+#[derive(Serialize)]
+struct Repaired {
+    repaired: Vec<Item>,
+    failed_sources: Vec<Failed>,
+}
+
+#[derive(Serialize)]
+struct Item {
+    item: String,
+    from: String,
+}
+
+#[derive(Serialize)]
+struct Failed {
+    source: String,
+    reason: String,
 }
 
 pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let mut findings = Vec::new();
-    let report = store
-        .fsck(&mut |finding| findings.push(crate::blame::sentence(&finding)))
-        .with_context(|| format!("cannot check {}", store.path().display()))?;
-    let answer = if findings.is_empty() {
+    let attempted = || format!("cannot check {}", store.path().display());
+    let report = if fsck.repair {
+        let repair = repair(fsck, &store, context)?;
+        Report {
+            items: repair.checked.items,
+            bytes: repair.checked.bytes,
+            findings: texts(&repair.left),
+            repair: Some(repaired(repair)),
+        }
+    } else {
+        let mut findings = Vec::new();
+        let mut tell = |finding| findings.push(finding);
+        let checked = if fsck.quick {
+            store.fsck_quick(&mut tell)
+        } else {
+            store.fsck(&mut tell)
+        }
+        .with_context(attempted)?;
+        Report {
+            items: checked.items,
+            bytes: checked.bytes,
+            findings: texts(&findings),
+            repair: None,
+        }
+    };
+    let answer = if report.findings.is_empty() {
         Answer::Yes
     } else {
         Answer::Damage
     };
-    let out = &mut *context.out;
     if fsck.json {
-        let report = Report {
-            items: report.items,
-            bytes: report.bytes,
-            findings,
-        };
-        json(out, &report)?;
-        return Ok(answer);
+        json(context.out, &report)?;
+    } else {
+        draw(context.out, &report)?;
     }
-    for finding in &findings {
+    Ok(answer)
+}
+
+/// Repairs from the sources that were named, or from the registries that the store's images came from.
+fn repair(fsck: &Fsck, store: &Store, context: &Context<'_>) -> anyhow::Result<RepairReport> {
+    let attempted = || format!("cannot repair {}", store.path().display());
+    let mut stores = Vec::new();
+    for path in &fsck.from {
+        let other = Store::open(path)
+            .with_context(|| format!("cannot open the store {}", path.display()))?;
+        stores.push(StoreSource::new(other));
+    }
+    let client = context.client(&fsck.remote)?;
+    let options = PullOptions::new(context.host.now());
+    let mut registries: Vec<RegistrySource<'_>> = Vec::new();
+    // A ref that cannot be read is a finding, and names no registry.
+    for known in store.all_refs().unwrap_or_default() {
+        for target in known.images() {
+            registries.extend(RegistrySource::new(&client, &known.name, target, &options));
+        }
+    }
+    let mut sources: Vec<&dyn Source> = Vec::new();
+    sources.extend(stores.iter().map(|store| store as &dyn Source));
+    sources.extend(registries.iter().map(|registry| registry as &dyn Source));
+    store.repair(&sources).with_context(attempted)
+}
+
+fn texts(findings: &[Finding]) -> Vec<String> {
+    let mut texts: Vec<String> = findings.iter().map(|it| sentence(it)).collect();
+    texts.sort();
+    texts
+}
+
+fn repaired(report: RepairReport) -> Repaired {
+    Repaired {
+        repaired: report
+            .repaired
+            .into_iter()
+            .map(|(item, from)| Item {
+                item: item.to_string(),
+                from,
+            })
+            .collect(),
+        failed_sources: report
+            .failed
+            .into_iter()
+            .map(|(source, error)| Failed {
+                source,
+                reason: sentence(&*error),
+            })
+            .collect(),
+    }
+}
+
+fn draw(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    if let Some(repair) = &report.repair {
+        for Item { item, from } in &repair.repaired {
+            writeln!(out, "repaired {item} from {from}")?;
+        }
+        for Failed { source, reason } in &repair.failed_sources {
+            writeln!(out, "{source} was of no use: {reason}")?;
+        }
+    }
+    for finding in &report.findings {
         writeln!(out, "{finding}")?;
     }
+    let still = if report.repair.is_some() { " left" } else { "" };
     writeln!(
         out,
         "checked {} items with {}: {}",
         report.items,
         bytes(report.bytes),
-        match findings.len() {
+        match report.findings.len() {
             0 => "all is well".to_owned(),
-            1 => "1 finding".to_owned(),
-            count => format!("{count} findings"),
+            1 => format!("1 finding{still}"),
+            count => format!("{count} findings{still}"),
         },
-    )?;
-    Ok(answer)
+    )
 }

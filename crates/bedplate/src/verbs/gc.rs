@@ -1,47 +1,74 @@
-//! `gc`: removes what no name, deployment or mount reaches.
+//! `gc`: removes what no name, deployment or mount reaches; names forget earlier images where asked to.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
 
 use anyhow::Context as _;
-use bedplate_store::GcPolicy;
+use bedplate_store::gc::Reason;
+use bedplate_store::{GcPolicy, GcReport, Item};
 use serde::Serialize;
 
 use crate::Answer;
 use crate::cli::Gc;
 use crate::context::Context;
-use crate::render::{bytes, json};
+use crate::render::table::Table;
+use crate::render::{bytes, json, moment, short};
 
 /// What was removed, for programs.
 #[derive(Serialize)]
 struct Report {
     dry_run: bool,
+    /// Earlier images that names forgot.
+    forgotten: Vec<Forgotten>,
+    /// Root digests' last part of the images that went.
+    images: Vec<Image>,
     removed: u64,
+    removed_objects: u64,
     freed_bytes: u64,
     kept: u64,
     abandoned_transactions: u64,
 }
 
+#[derive(Serialize)]
+struct Forgotten {
+    name: String,
+    /// How many images back it was.
+    back: u32,
+    root_digest: String,
+    set: i64,
+    reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Image {
+    image: String,
+    bytes: u64,
+    reason: String,
+}
+
 pub(super) fn run(gc: &Gc, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
+    let now = context.host.now();
+    let policy = GcPolicy {
+        keep: gc.keep,
+        replaced_before: gc.older_than.map(|age| now.saturating_sub_unsigned(age)),
+        max_bytes: gc.max_size,
+        ..GcPolicy::default()
+    };
     let report = store
-        .gc(&GcPolicy::default(), gc.dry_run)
+        .gc(&policy, gc.dry_run)
         .with_context(|| format!("cannot collect garbage in {}", store.path().display()))?;
+    let images = images(&report);
     if gc.json {
-        let report = Report {
-            dry_run: gc.dry_run,
-            removed: report.removed.len() as u64,
-            freed_bytes: report.freed_bytes(),
-            kept: report.kept,
-            abandoned_transactions: report.abandoned,
-        };
-        json(context.out, &report)?;
+        json(context.out, &document(gc.dry_run, &report, images))?;
         return Ok(Answer::Yes);
     }
+    let out = &mut *context.out;
     if gc.dry_run {
-        for (item, length) in &report.removed {
-            writeln!(context.out, "{item}  {}", bytes(*length))?;
-        }
+        plan(out, &report, images)?;
     }
     writeln!(
-        context.out,
+        out,
         "{} {} items with {}; {} stay",
         if gc.dry_run {
             "would remove"
@@ -53,4 +80,117 @@ pub(super) fn run(gc: &Gc, context: &mut Context<'_>) -> anyhow::Result<Answer> 
         report.kept,
     )?;
     Ok(Answer::Yes)
+}
+
+/// Draws what would be done.
+fn plan(out: &mut dyn Write, report: &GcReport, images: Vec<Image>) -> io::Result<()> {
+    if !report.forgotten.is_empty() {
+        let mut table = Table::new(["FORGET", "ROOT DIGEST", "SET", "BECAUSE"]);
+        for entry in &report.forgotten {
+            table.row([
+                format!("{}~{}", entry.name, entry.back),
+                short(&entry.target.root.to_string()).to_owned(),
+                moment(entry.target.created),
+                sentence(entry.reason).to_owned(),
+            ]);
+        }
+        table.write(out)?;
+    }
+    if !images.is_empty() {
+        let mut table = Table::new(["REMOVE", "SIZE", "BECAUSE"]);
+        for image in images {
+            table.row([
+                format!("image {}", short(&image.image)),
+                bytes(image.bytes),
+                image.reason,
+            ]);
+        }
+        table.write(out)?;
+    }
+    type Wanted = fn(&Item) -> bool;
+    let kinds: [(&str, Wanted); 3] = [
+        ("objects", |item| matches!(item, Item::Object(_))),
+        ("layers", |item| matches!(item, Item::Layer(_))),
+        ("manifests and configs", |item| {
+            matches!(item, Item::Blob(_))
+        }),
+    ];
+    for (what, wanted) in kinds {
+        let items = report.removed.iter().filter(|(item, _)| wanted(item));
+        let (count, length) = items.fold((0_u64, 0_u64), |(count, sum), (_, length)| {
+            (count + 1, sum.saturating_add(*length))
+        });
+        if count > 0 {
+            writeln!(out, "{count} {what}, {}", bytes(length))?;
+        }
+    }
+    if report.abandoned > 0 {
+        writeln!(out, "{} abandoned transactions", report.abandoned)?;
+    }
+    Ok(())
+}
+
+/// Lists the images that go, and why.
+fn images(report: &GcReport) -> Vec<Image> {
+    let mut names: HashMap<_, Vec<String>> = HashMap::new();
+    for entry in &report.forgotten {
+        let image = names.entry(entry.target.root.image).or_default();
+        image.push(format!("{}~{}", entry.name, entry.back));
+    }
+    let images = report
+        .removed
+        .iter()
+        .filter_map(|(item, bytes)| match item {
+            Item::Image(id) => Some((id, *bytes)),
+            Item::Object(_) | Item::Layer(_) | Item::Blob(_) => None,
+        });
+    images
+        .map(|(id, bytes)| Image {
+            image: id.to_string(),
+            bytes,
+            reason: match names.get(id) {
+                Some(names) => format!("forgotten: {}", names.join(", ")),
+                None => "no name, deployment or mount reaches it".to_owned(),
+            },
+        })
+        .collect()
+}
+
+fn document(dry_run: bool, report: &GcReport, images: Vec<Image>) -> Report {
+    let objects = report.removed.iter();
+    let objects = objects.filter(|(item, _)| matches!(item, Item::Object(_)));
+    Report {
+        dry_run,
+        forgotten: report
+            .forgotten
+            .iter()
+            .map(|entry| Forgotten {
+                name: entry.name.to_string(),
+                back: entry.back,
+                root_digest: entry.target.root.to_string(),
+                set: entry.target.created,
+                reason: match entry.reason {
+                    Reason::Count => "count",
+                    Reason::Age => "age",
+                    Reason::Size => "size",
+                    Reason::Gone => "gone",
+                },
+            })
+            .collect(),
+        images,
+        removed: report.removed.len() as u64,
+        removed_objects: objects.count() as u64,
+        freed_bytes: report.freed_bytes(),
+        kept: report.kept,
+        abandoned_transactions: report.abandoned,
+    }
+}
+
+fn sentence(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Count => "the name keeps fewer images",
+        Reason::Age => "it was replaced too long ago",
+        Reason::Size => "the store is to be smaller",
+        Reason::Gone => "the store has it no more",
+    }
 }

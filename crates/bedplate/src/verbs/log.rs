@@ -1,16 +1,17 @@
-//! `log`: shows how an image came to be: where its name points since when, and the steps that made it.
+//! `log`: shows which images a name had, and the steps that made the current one.
 
 use anyhow::Context as _;
-use bedplate_model::oci;
-use bedplate_store::Found;
+use bedplate_model::{Tree, oci};
+use bedplate_store::{Found, RefTarget, Store, sized_objects_of};
 use serde::Serialize;
 
 use crate::Answer;
 use crate::cli::Log;
 use crate::context::{Context, find_image};
-use crate::render::{json, moment};
+use crate::render::table::Table;
+use crate::render::{bytes, json, moment, short};
 
-/// How an image came to be, for programs.
+/// What a name had, for programs.
 #[derive(Serialize)]
 struct History {
     /// Null where no name points at the image.
@@ -19,43 +20,70 @@ struct History {
     manifest_digest: Option<String>,
     /// When the name was set, in seconds since 1970; null without one.
     set: Option<i64>,
-    /// The steps that made the image, the last one first.
+    /// Every image of the name, the current one first.
+    images: Vec<Image>,
+    /// The steps that made the current image, the last one first.
     steps: Vec<oci::History>,
+}
+
+#[derive(Serialize)]
+struct Image {
+    /// What the image can be called: `NAME~1`.
+    revision: String,
+    /// When the name was set to it, in seconds since 1970.
+    set: i64,
+    root_digest: String,
+    manifest_digest: Option<String>,
+    /// The bytes of all files, each hard-linked one once; null where the store has the image no more.
+    size: Option<u64>,
+    /// The bytes of contents that the image before it has not; null where there is none.
+    new_bytes: Option<u64>,
 }
 
 pub(super) fn run(log: &Log, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
     let Found { name, target } = find_image(&store, &log.name)?;
     let attempted = || format!("cannot read the history of {}", log.name);
-    let mut steps = match &target.config {
-        Some(digest) => {
-            let bytes = store.blob(digest).with_context(attempted)?;
-            let config: oci::Config = serde_json::from_slice(&bytes).with_context(attempted)?;
-            config.history
-        }
-        None => Vec::new(),
+    // A name with a digest stands for one image, wherever that is found.
+    let known = match &name {
+        Some(name) if name.digest().is_none() => store.find_ref(name).with_context(attempted)?,
+        _ => None,
     };
-    steps.reverse();
+    let targets = known.map_or_else(
+        || vec![target.clone()],
+        |known| known.images().cloned().collect(),
+    );
+    let called = name
+        .as_ref()
+        .map_or_else(|| log.name.to_string(), ToString::to_string);
     let history = History {
         name: name.as_ref().map(ToString::to_string),
         root_digest: target.root.to_string(),
         manifest_digest: target.manifest.map(|digest| digest.to_string()),
         set: name.map(|_| target.created),
-        steps,
+        images: images(&store, &called, &targets).with_context(attempted)?,
+        steps: steps(&store, &target).with_context(attempted)?,
     };
     let out = &mut *context.out;
     if log.json {
         json(out, &history)?;
         return Ok(Answer::Yes);
     }
-    writeln!(out, "{}", history.name.as_deref().unwrap_or("no name"))?;
-    if let Some(set) = history.set {
-        writeln!(out, "  set       {}", moment(set))?;
+    let mut table = Table::new(["IMAGE", "SET", "ROOT DIGEST", "MANIFEST", "SIZE", "NEW"]);
+    for image in history.images {
+        let length = |length: Option<u64>| length.map_or_else(|| "-".to_owned(), bytes);
+        table.row([
+            image.revision,
+            moment(image.set),
+            short(&image.root_digest).to_owned(),
+            image
+                .manifest_digest
+                .map_or_else(|| "-".to_owned(), |digest| short(&digest).to_owned()),
+            image.size.map_or_else(|| "gone".to_owned(), bytes),
+            length(image.new_bytes),
+        ]);
     }
-    writeln!(out, "  root      {}", history.root_digest)?;
-    if let Some(manifest) = &history.manifest_digest {
-        writeln!(out, "  manifest  {manifest}")?;
-    }
+    table.write(out)?;
     for step in &history.steps {
         writeln!(
             out,
@@ -65,4 +93,55 @@ pub(super) fn run(log: &Log, context: &mut Context<'_>) -> anyhow::Result<Answer
         )?;
     }
     Ok(Answer::Yes)
+}
+
+/// Describes the images of a name; each is read once.
+fn images(store: &Store, name: &str, targets: &[RefTarget]) -> anyhow::Result<Vec<Image>> {
+    let mut images = Vec::new();
+    let mut earlier: Option<Tree> = None;
+    // From the oldest on, so that each meets the one before it.
+    for (back, target) in targets.iter().enumerate().rev() {
+        let tree = if store.has(&bedplate_store::Item::Image(target.root.image)) {
+            Some(store.tree(&target.root)?)
+        } else {
+            None
+        };
+        images.push(Image {
+            revision: match back {
+                0 => name.to_owned(),
+                back => format!("{name}~{back}"),
+            },
+            set: target.created,
+            root_digest: target.root.to_string(),
+            manifest_digest: target.manifest.map(|digest| digest.to_string()),
+            size: tree.as_ref().map(Tree::file_bytes),
+            new_bytes: match (&earlier, &tree) {
+                (Some(earlier), Some(tree)) => Some(new_bytes(earlier, tree)),
+                _ => None,
+            },
+        });
+        earlier = tree;
+    }
+    images.reverse();
+    Ok(images)
+}
+
+/// Returns the bytes of contents that the second tree has and the first has not.
+fn new_bytes(from: &Tree, to: &Tree) -> u64 {
+    let known = sized_objects_of(from);
+    sized_objects_of(to)
+        .into_iter()
+        .filter(|object| known.binary_search(object).is_err())
+        .fold(0, |sum: u64, (_, size)| sum.saturating_add(size))
+}
+
+/// Reads the steps that made an image, the last one first.
+fn steps(store: &Store, target: &RefTarget) -> anyhow::Result<Vec<oci::History>> {
+    let Some(digest) = &target.config else {
+        return Ok(Vec::new());
+    };
+    let config: oci::Config = serde_json::from_slice(&store.blob(digest)?)?;
+    let mut steps = config.history;
+    steps.reverse();
+    Ok(steps)
 }

@@ -5,6 +5,7 @@ mod build;
 mod cat;
 mod checkout;
 mod commit;
+mod df;
 mod diff;
 mod digest;
 mod export;
@@ -57,6 +58,7 @@ pub(crate) fn run(verb: &Verb, context: &mut Context<'_>) -> anyhow::Result<Answ
         Verb::Serve(arguments) => serve::run(arguments, context),
         Verb::Gc(arguments) => gc::run(arguments, context),
         Verb::Fsck(arguments) => fsck::run(arguments, context),
+        Verb::Df(arguments) => df::run(arguments, context),
         Verb::Install(arguments) => install::run(arguments, context),
         Verb::Status(arguments) => status::run(arguments, context),
         Verb::Upgrade(arguments) => upgrade::upgrade(arguments, context),

@@ -33,7 +33,7 @@ pub(super) fn run(push: &Push, context: &mut Context<'_>) -> anyhow::Result<Answ
     })?;
     let destination = match (&push.destination, &push.name) {
         (Some(destination), _) => tag_name(destination)?,
-        (None, ImageSelector::Name(name)) if *name == source => tag_name(name)?,
+        (None, ImageSelector::Name(name)) if *name.name() == source => tag_name(&source)?,
         (None, _) => {
             return Err(Refusal::usage(
                 format!("{} does not say where it goes", push.name),

@@ -1,5 +1,5 @@
-//! `tag` and `untag`: give images names, and take them away. One transaction for all names of a call; each
-//! changes whole, one after the other.
+//! `tag` and `untag`: give images names, and take them away. One transaction for all names of a call: all
+//! change at once, or none.
 
 use anyhow::Context as _;
 

@@ -184,3 +184,54 @@ fn tls_that_is_asked_for_is_not_given_up_on_loopback() {
     let run = sandbox.run(&format!("pull --tls-verify=true {name}"));
     assert_eq!(run.code, 4, "{}{}", run.stdout, run.stderr);
 }
+
+#[test]
+fn damage_is_repaired_from_the_registry_that_the_image_came_from() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let registry = Registry::start(&sandbox);
+    let name = registry.name("team/os:v1");
+    sandbox.good(&format!("push os:v1 {name}"));
+    let other = |line: &str| {
+        let run = sandbox.run_with("pulled", line);
+        (run.code, run.stdout + &run.stderr)
+    };
+    sandbox.json_with("pulled", &format!("pull --json {name}"));
+    // Everything that the store holds, each file alone and then all of them at once.
+    let places = ["objects", "images", "layers", "blobs"];
+    let files: Vec<_> = places
+        .iter()
+        .flat_map(|place| files_below(&sandbox.path("pulled").join(place)))
+        .collect();
+    assert_eq!(files.len(), 5, "{files:?}");
+    for damaged in files.iter().map(std::slice::from_ref).chain([&files[..]]) {
+        for file in damaged {
+            std::fs::remove_file(file).unwrap();
+            std::fs::write(file, "damaged").unwrap();
+        }
+        assert_eq!(other("fsck").0, 5);
+        let (code, text) = other("fsck --repair");
+        assert_eq!(code, 0, "{damaged:?}: {text}");
+        assert_eq!(other("fsck").0, 0);
+    }
+    drop(registry);
+    std::fs::remove_file(&files[0]).unwrap();
+    let (code, text) = other("fsck --repair");
+    assert_eq!(code, 5, "{text}");
+    assert!(text.contains("1 finding left"), "{text}");
+    assert_eq!(other("fsck --repair --from store").0, 0);
+}
+
+fn files_below(path: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(files_below(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files
+}

@@ -53,6 +53,16 @@ impl Sandbox {
         )
     }
 
+    /// Runs a command line with another store.
+    pub(crate) fn run_with(&self, store: &str, line: &str) -> Run {
+        Run::of(
+            self.command_with(store)
+                .args(line.split_whitespace())
+                .output()
+                .unwrap(),
+        )
+    }
+
     /// Runs a command line that must succeed, and returns its output without the last newline.
     pub(crate) fn good(&self, line: &str) -> String {
         let run = self.run(line);
@@ -71,12 +81,7 @@ impl Sandbox {
 
     /// Runs a command line that must succeed with another store, and returns its JSON document.
     pub(crate) fn json_with(&self, store: &str, line: &str) -> serde_json::Value {
-        let run = Run::of(
-            self.command_with(store)
-                .args(line.split_whitespace())
-                .output()
-                .unwrap(),
-        );
+        let run = self.run_with(store, line);
         assert_eq!(
             run.code, 0,
             "`{line}` failed:\n{}{}",

@@ -298,3 +298,39 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
         })
         .collect()
 }
+
+#[test]
+fn a_name_keeps_its_earlier_images_until_gc_is_told_to_forget_them() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    let mut roots = Vec::new();
+    for number in 0..3 {
+        std::fs::write(tree.join("etc/version"), format!("{number}").repeat(100)).unwrap();
+        roots.push(sandbox.good("commit tree os:v1"));
+    }
+    let log = sandbox.json("log --json os:v1");
+    let images = log["images"].as_array().unwrap();
+    assert_eq!(images.len(), 3);
+    assert_eq!(images[2]["revision"], "localhost/os:v1~2");
+    assert_eq!(images[2]["root_digest"], roots[0]);
+    assert_eq!(images[0]["new_bytes"], 100);
+    assert_eq!(sandbox.good("cat os:v1~2 etc/version"), "0".repeat(100));
+    let diff = sandbox.json("diff --json os:v1~1 os:v1");
+    assert_eq!(diff["paths_changed"], 1);
+    // Going back is giving the name to an earlier image.
+    sandbox.good("tag os:v1~1 os:v1");
+    assert_eq!(
+        sandbox.json("inspect --json os:v1")["root_digest"],
+        roots[1]
+    );
+    let plan = sandbox.json("gc --json --dry-run --keep 2");
+    assert_eq!(plan["forgotten"].as_array().unwrap().len(), 2);
+    assert_eq!(plan["images"].as_array().unwrap().len(), 1, "{plan}");
+    assert_eq!(sandbox.json("gc --json --keep 2")["removed"], 2);
+    let beyond = sandbox.run("cat os:v1~2 etc/version");
+    assert_eq!(beyond.code, 2, "{}", beyond.stderr);
+    let df = sandbox.json("df --json");
+    assert_eq!(df["images"].as_array().unwrap().len(), 2);
+    assert_eq!(df["store"]["objects"], 3);
+    assert!(sandbox.good("gc --dry-run --keep 1").contains("BECAUSE"));
+}

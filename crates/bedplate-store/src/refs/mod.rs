@@ -1,32 +1,44 @@
-//! Refs: image names that point at images. Pins: other holders, such as mounts and deployments.
+//! Refs: image names that point at images, and remember where they pointed before. Pins: other
+//! holders, such as mounts and deployments.
 //!
 //! ```text
-//! refs/localhost%2Fos%3Av1   {"format":"bedplate-ref","version":1,…,"name":…,"target":{…}}
-//! pins/mount-7               {"format":"bedplate-pin","version":1,…,"name":…,"root":…}
+//! refs/localhost%2Fos%3Av1   {"format":"bedplate-ref",…,"name":…,"target":{…},"history":[{…},…]}
+//! pins/mount-7               {"format":"bedplate-pin",…,"name":…,"root":…}
+//! journal                    a change of several refs, until each is in its place
 //! ```
 //!
-//! Invariant: a ref or pin is replaced whole; what a later version added to it is kept.
+//! Invariants: a ref or pin is replaced whole; what a later version added to it is kept; a reader sees
+//! all of a transaction's changes of refs, or none.
+
+mod change;
+mod document;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bedplate_model::format::{FormatError, FormatHeader};
+use bedplate_model::format::FormatError;
+use bedplate_model::image::Revision;
 use bedplate_model::{ImageName, RootDigest, Sha256};
 use bedplate_sys::files;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use crate::item::Item;
 use crate::store::Store;
 
-const REF_FORMAT: &str = "bedplate-ref";
-const PIN_FORMAT: &str = "bedplate-pin";
-const VERSION: u32 = 1;
+pub(crate) use change::RefChanges;
+pub use document::HISTORY_MAX;
+use document::PinDocument;
+pub(crate) use document::RefDocument;
+
 /// More bytes than any ref or pin has.
 const DOCUMENT_MAX: u64 = 1 << 20;
 /// Longer file names are replaced by a digest of the name: `NAME_MAX` is 255, and `.new` has to fit.
 const FILE_NAME_MAX: usize = 200;
+/// How often a list of the refs is read again because somebody changed several of them meanwhile.
+const LIST_TRIES: u32 = 8;
 
 /// What a ref points at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,19 +61,46 @@ pub struct RefTarget {
     pub policy: Option<Value>,
 }
 
-/// A ref.
-pub(crate) type NamedTarget = (ImageName, RefTarget);
+impl RefTarget {
+    /// Returns whether both lead to the same image, whatever documents it has.
+    pub fn is_same_image(&self, other: &Self) -> bool {
+        self.root == other.root
+    }
 
-/// A ref as it lies on the disk.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct RefDocument {
-    #[serde(flatten)]
-    header: FormatHeader,
-    name: ImageName,
-    target: RefTarget,
-    /// What later versions keep beside the target (their history, for one).
-    #[serde(flatten)]
-    rest: Map<String, Value>,
+    /// Returns the image and the documents that are named.
+    pub(crate) fn items(&self) -> impl Iterator<Item = Item> {
+        let blobs = [self.manifest, self.config].into_iter().flatten();
+        std::iter::once(Item::Image(self.root.image)).chain(blobs.map(Item::Blob))
+    }
+}
+
+/// A name, where it points, and where it pointed before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ref {
+    /// The name.
+    pub name: ImageName,
+    /// Where it points.
+    pub target: RefTarget,
+    /// Where it pointed before, the newest first. An image that an older version of this program
+    /// collected may be gone.
+    pub history: Vec<RefTarget>,
+}
+
+impl Ref {
+    /// Returns every image of the name: the current one, then the earlier ones, the newest first.
+    pub fn images(&self) -> impl Iterator<Item = &RefTarget> {
+        std::iter::once(&self.target).chain(&self.history)
+    }
+}
+
+impl From<RefDocument> for Ref {
+    fn from(document: RefDocument) -> Self {
+        Self {
+            name: document.name,
+            target: document.target,
+            history: document.history,
+        }
+    }
 }
 
 /// A name that keeps an image without being an image's name: a mount, a deployment.
@@ -77,14 +116,6 @@ pub struct Pin {
     /// Its config, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Sha256>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct PinDocument {
-    #[serde(flatten)]
-    header: FormatHeader,
-    #[serde(flatten)]
-    pin: Pin,
 }
 
 /// Why refs or pins could not be read or changed.
@@ -138,47 +169,6 @@ pub enum RefsError {
     NoImage(RootDigest),
 }
 
-impl RefDocument {
-    /// Makes the document that replaces `old` (the bytes of the ref's file, if there is one).
-    pub(crate) fn replacing(old: Option<&[u8]>, name: &ImageName, target: &RefTarget) -> Self {
-        let mut header = FormatHeader::new(REF_FORMAT, VERSION);
-        let mut rest = Map::new();
-        if let Some(old) = old.and_then(|bytes| serde_json::from_slice::<Self>(bytes).ok()) {
-            header.optional = old.header.optional;
-            rest = old.rest;
-        }
-        Self {
-            header,
-            name: name.clone(),
-            target: target.clone(),
-            rest,
-        }
-    }
-
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes =
-            serde_json::to_vec_pretty(self).expect("names and digests are valid JSON texts");
-        bytes.push(b'\n');
-        bytes
-    }
-
-    fn parse(bytes: &[u8], path: &Path) -> Result<Self, RefsError> {
-        let document: Self =
-            serde_json::from_slice(bytes).map_err(|source| RefsError::Damaged {
-                path: path.to_owned(),
-                source,
-            })?;
-        document
-            .header
-            .check(REF_FORMAT, VERSION, &[])
-            .map_err(|source| RefsError::Format {
-                path: path.to_owned(),
-                source,
-            })?;
-        Ok(document)
-    }
-}
-
 /// Returns the name that a ref is kept under: the tag, or the digest where there is no tag.
 pub(crate) fn key(name: &ImageName) -> ImageName {
     match name.tag() {
@@ -209,35 +199,108 @@ pub(crate) fn file_name(name: &ImageName) -> String {
 impl Store {
     /// Returns what a name points at, or `None` where the store has no such ref.
     ///
-    /// A name with a digest finds any ref whose manifest has it, its own repository's first.
+    /// A name with a digest finds any ref that leads or led to that manifest, its own repository's first.
     pub fn resolve(&self, name: &ImageName) -> Result<Option<RefTarget>, RefsError> {
         let Some(digest) = name.digest() else {
-            return self.read_ref(&key(name));
+            return Ok(self.find_ref(name)?.map(|found| found.target));
         };
         let mut found = None;
-        for (other, target) in self.refs()? {
-            if target.manifest == Some(digest) {
-                if (other.host(), other.repository()) == (name.host(), name.repository()) {
-                    return Ok(Some(target));
+        for known in self.all_refs()? {
+            let same_place =
+                (known.name.host(), known.name.repository()) == (name.host(), name.repository());
+            for target in known.images() {
+                if target.manifest == Some(digest) && target.items().all(|item| self.has(&item)) {
+                    if same_place {
+                        return Ok(Some(target.clone()));
+                    }
+                    found = Some(target.clone());
+                    break;
                 }
-                found = Some(target);
             }
         }
         Ok(found)
     }
 
+    /// Returns an image of a name's history, or `None` where it does not reach back that far.
+    pub fn resolve_revision(&self, revision: &Revision) -> Result<Option<RefTarget>, RefsError> {
+        let Some(back) = revision.back() else {
+            return self.resolve(revision.name());
+        };
+        let found = self.find_ref(revision.name())?;
+        Ok(found.and_then(|found| found.images().nth(back as usize).cloned()))
+    }
+
+    /// Returns a ref with its history, or `None` where the store has no such ref.
+    pub fn find_ref(&self, name: &ImageName) -> Result<Option<Ref>, RefsError> {
+        let key = key(name);
+        // The journal first: what it says has happened, whether or not the ref's file shows it yet.
+        if let Some(document) = self.journal()?.as_ref().and_then(|it| it.document(&key)) {
+            return Ok(document.cloned().map(Ref::from));
+        }
+        let path = self.path().join("refs").join(file_name(&key));
+        match self.read_document(&path) {
+            Ok(bytes) => {
+                let document = RefDocument::parse(&bytes, &path)?;
+                if document.name != key {
+                    return Err(RefsError::Misplaced {
+                        path,
+                        found: document.name.to_string(),
+                    });
+                }
+                Ok(Some(document.into()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(RefsError::Read { path, source }),
+        }
+    }
+
     /// Returns every ref, in the order of their names.
     pub fn refs(&self) -> Result<Vec<(ImageName, RefTarget)>, RefsError> {
-        let mut refs = Vec::new();
-        for result in self.each_ref()? {
-            refs.push(result?);
-        }
-        refs.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let refs = self.all_refs()?;
+        Ok(refs.into_iter().map(|it| (it.name, it.target)).collect())
+    }
+
+    /// Returns every ref with its history, in the order of their names.
+    pub fn all_refs(&self) -> Result<Vec<Ref>, RefsError> {
+        let documents = self.each_ref()?.into_iter();
+        let mut refs: Vec<Ref> = documents
+            .map(|document| document.map(Ref::from))
+            .collect::<Result<_, _>>()?;
+        refs.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(refs)
     }
 
-    /// Reads every ref file; each may fail by itself.
-    pub(crate) fn each_ref(&self) -> Result<Vec<Result<NamedTarget, RefsError>>, RefsError> {
+    /// Reads every ref as of one moment; each may fail by itself.
+    pub(crate) fn each_ref(&self) -> Result<Vec<Result<RefDocument, RefsError>>, RefsError> {
+        let mut before = self.journal()?;
+        for _ in 0..LIST_TRIES {
+            let refs = self.list_refs()?;
+            let after = self.journal()?;
+            let state = |journal: &Option<change::Journal>| {
+                journal.as_ref().map(|it| (it.generation, it.is_done()))
+            };
+            // A change of several refs that came or ended meanwhile may have been read by half.
+            if state(&before) == state(&after) {
+                return Ok(match after {
+                    Some(journal) => overlaid(refs, &journal),
+                    None => refs,
+                });
+            }
+            before = after;
+        }
+        // Somebody changes refs without a pause: only waiting for a gap helps.
+        let changing = self.lock_refs()?;
+        let refs = self.list_refs()?;
+        let journal = self.journal()?;
+        drop(changing);
+        Ok(match journal {
+            Some(journal) => overlaid(refs, &journal),
+            None => refs,
+        })
+    }
+
+    /// Reads the files of all refs.
+    fn list_refs(&self) -> Result<Vec<Result<RefDocument, RefsError>>, RefsError> {
         let mut refs = Vec::new();
         for path in files_in(&self.path().join("refs"))? {
             match self.read_document(&path) {
@@ -248,7 +311,7 @@ impl Store {
                             found: document.name.to_string(),
                         });
                     }
-                    Ok((document.name, document.target))
+                    Ok(document)
                 })),
                 // Removed since the directory was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -256,24 +319,6 @@ impl Store {
             }
         }
         Ok(refs)
-    }
-
-    fn read_ref(&self, key: &ImageName) -> Result<Option<RefTarget>, RefsError> {
-        let path = self.path().join("refs").join(file_name(key));
-        match self.read_document(&path) {
-            Ok(bytes) => {
-                let document = RefDocument::parse(&bytes, &path)?;
-                if document.name != *key {
-                    return Err(RefsError::Misplaced {
-                        path,
-                        found: document.name.to_string(),
-                    });
-                }
-                Ok(Some(document.target))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(RefsError::Read { path, source }),
-        }
     }
 
     /// Keeps an image from garbage collection, durably, until [`Store::unpin`].
@@ -287,16 +332,10 @@ impl Store {
         };
         // A gc that runs right now may have decided already: wait until it is through.
         let naming = self.lock_for_naming().map_err(write)?;
-        if !self.has(&crate::Item::Image(pin.root.image)) {
+        if !self.has(&Item::Image(pin.root.image)) {
             return Err(RefsError::NoImage(pin.root));
         }
-        let document = PinDocument {
-            header: FormatHeader::new(PIN_FORMAT, VERSION),
-            pin: pin.clone(),
-        };
-        let mut bytes =
-            serde_json::to_vec_pretty(&document).expect("names and digests are valid JSON texts");
-        bytes.push(b'\n');
+        let bytes = PinDocument::new(pin).to_bytes();
         bedplate_sys::durable::replace(&path, &bytes, 0o600).map_err(write)?;
         drop(naming);
         Ok(())
@@ -318,13 +357,7 @@ impl Store {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(RefsError::Read { path, source }),
             };
-            let document: PinDocument = match serde_json::from_slice(&bytes) {
-                Ok(document) => document,
-                Err(source) => return Err(RefsError::Damaged { path, source }),
-            };
-            if let Err(source) = document.header.check(PIN_FORMAT, VERSION, &[]) {
-                return Err(RefsError::Format { path, source });
-            }
+            let document = PinDocument::parse(&bytes, &path)?;
             pins.push(document.pin);
         }
         pins.sort_by(|one, other| one.name.cmp(&other.name));
@@ -351,6 +384,21 @@ impl Store {
         }
         Ok(self.path().join("pins").join(name))
     }
+}
+
+/// Puts what a journal says in the place of what the refs' files say.
+fn overlaid(
+    refs: Vec<Result<RefDocument, RefsError>>,
+    journal: &change::Journal,
+) -> Vec<Result<RefDocument, RefsError>> {
+    let untouched = |result: &Result<RefDocument, RefsError>| match result {
+        Ok(document) => journal.document(&document.name).is_none(),
+        Err(_) => true,
+    };
+    refs.into_iter()
+        .filter(untouched)
+        .chain(journal.documents().cloned().map(Ok))
+        .collect()
 }
 
 /// Lists the files of a flat directory, without what a crash left half-written.
@@ -380,29 +428,5 @@ mod tests {
         assert_eq!(file_name(&name), "10.0.2.100%3A5000%2Fteam%2Fos%3Av1");
         let long: ImageName = format!("{}/os:v1", "a".repeat(240)).parse().unwrap();
         assert!(file_name(&long).len() <= FILE_NAME_MAX);
-    }
-
-    #[test]
-    fn what_a_later_version_added_to_a_ref_is_kept() {
-        let name: ImageName = "os:v1".parse().unwrap();
-        let root = format!("exact-1/v1-sha256-12:{}", "0".repeat(64));
-        let later = format!(
-            r#"{{"format":"bedplate-ref","version":1,"optional":["history"],
-                 "name":"{name}","target":{{"root":"{root}","created":1}},"history":[1,2]}}"#
-        );
-        let target = RefTarget {
-            root: root.parse().unwrap(),
-            manifest: None,
-            config: None,
-            created: 7,
-            signature: None,
-            policy: None,
-        };
-        let document = RefDocument::replacing(Some(later.as_bytes()), &name, &target);
-        let text = String::from_utf8(document.to_bytes()).unwrap();
-        assert!(text.contains("\"history\""), "{text}");
-        let again = RefDocument::parse(text.as_bytes(), Path::new("x")).unwrap();
-        assert_eq!(again.target, target);
-        assert_eq!(again.rest["history"], serde_json::json!([1, 2]));
     }
 }

@@ -1,0 +1,597 @@
+//! Repair: what fsck found damaged or missing comes again from a source that has it.
+//!
+//! ```text
+//! fsck ─ findings ─→ wanted items ─→ Source::bring ─→ tmp/<txn>/part-<n>   checked against the name …
+//!                        ↑                            ─ syncfs ─ rename over the damaged file: the
+//!                        └── objects that a repaired image or layer names     commit point of each
+//! ```
+//!
+//! Invariants: a damaged file stays until its checked replacement is on the disk, and is replaced by one
+//! rename; nothing that is whole is fetched; a source that lies or fails changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::OsStr;
+use std::io::{self, Read, Write as _};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bedplate_model::oci::Config;
+use bedplate_model::{FileContent, ObjectId, Sha256};
+use bedplate_sys::lock::Lock;
+use bedplate_sys::{durable, files, verity};
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+use sha2::Digest as _;
+
+use super::{Finding, FsckError, FsckReport};
+use crate::buffers::BUFFER;
+use crate::erofs;
+use crate::item::Item;
+use crate::layer::{self, Layer};
+use crate::object::objects_of;
+use crate::refs::{Ref, RefTarget};
+use crate::store::{ReadStoreError, Sealing, Store};
+use crate::transaction;
+use crate::verity::Hasher;
+
+/// Somewhere that may have what a store lacks.
+pub trait Source {
+    /// Returns the name that people know it by.
+    fn name(&self) -> String;
+
+    /// Brings what it has of what the repair wants. What it does not have, it passes over.
+    fn bring(&self, repair: &Repair<'_>) -> Result<(), SourceError>;
+}
+
+/// Why a source brought nothing more.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The store that is repaired cannot be written to: no other source helps.
+    #[error(transparent)]
+    Repair(#[from] RepairError),
+    /// The source failed; another one may have more luck.
+    #[error("the source failed")]
+    Source(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Why a store could not be repaired. What was repaired before stays so.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    /// The store could not be checked.
+    #[error(transparent)]
+    Check(#[from] FsckError),
+    /// The store could not be written to.
+    #[error("cannot {attempt} in {}", path.display())]
+    Write {
+        /// The store.
+        path: PathBuf,
+        /// What was attempted.
+        attempt: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What a repair did.
+#[derive(Debug, Default)]
+pub struct RepairReport {
+    /// What the check looked at.
+    pub checked: FsckReport,
+    /// What was brought back, with the name of its source.
+    pub repaired: Vec<(Item, String)>,
+    /// What is still wrong.
+    pub left: Vec<Finding>,
+    /// Sources that failed, with the reason.
+    pub failed: Vec<(String, Box<dyn std::error::Error + Send + Sync>)>,
+}
+
+/// A repair while it runs: what is wanted, and where replacements wait. Threads share it.
+#[derive(Debug)]
+pub struct Repair<'store> {
+    store: &'store Store,
+    /// The name of the directory below `tmp/`.
+    name: String,
+    directory: Lock,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    wanted: BTreeSet<Item>,
+    /// Checked replacements, and the names of their files.
+    staged: BTreeMap<Item, String>,
+    parts: u64,
+}
+
+impl Finding {
+    /// Returns what has to come again to set this right, where that would.
+    pub fn wanted(&self) -> Option<Item> {
+        match self {
+            Self::Unreadable(error) => match error {
+                ReadStoreError::Missing(item)
+                | ReadStoreError::Read { item, .. }
+                | ReadStoreError::Damaged { item, .. }
+                | ReadStoreError::TooLarge { item, .. }
+                | ReadStoreError::Image { item, .. } => Some(*item),
+            },
+            Self::SealedAsOther(item) | Self::NotAFile(item) => Some(*item),
+            Self::Layer(diff_id, _) => Some(Item::Layer(*diff_id)),
+            Self::Missing { missing, .. } | Self::Dangling { missing, .. } => Some(*missing),
+            // The object as it should be: with the right bytes, it has the right length.
+            Self::WrongSize { object, .. } => Some(Item::Object(*object)),
+            Self::Ref(_) | Self::Stray(_) => None,
+        }
+    }
+}
+
+impl Store {
+    /// Checks everything, and brings back from the sources what is damaged or missing.
+    pub fn repair(&self, sources: &[&dyn Source]) -> Result<RepairReport, RepairError> {
+        let mut report = RepairReport::default();
+        report.checked = self.fsck(&mut |finding| report.left.push(finding))?;
+        let mut wanted: BTreeSet<Item> = report.left.iter().filter_map(Finding::wanted).collect();
+        let mut repaired = BTreeSet::new();
+        // What comes back may name more that is missing, or help to make again what is: each round looks
+        // for that alone.
+        while !wanted.is_empty() {
+            let repair = Repair::begin(self, wanted)?;
+            for source in [&OwnLayers as &dyn Source].iter().chain(sources) {
+                if repair.is_done() {
+                    break;
+                }
+                let before = repair.staged();
+                match source.bring(&repair) {
+                    Ok(()) => {}
+                    Err(SourceError::Repair(error)) => return Err(error),
+                    Err(SourceError::Source(error)) => report.failed.push((source.name(), error)),
+                }
+                let brought = repair.staged();
+                report.repaired.extend(
+                    brought
+                        .difference(&before)
+                        .map(|item| (*item, source.name())),
+                );
+            }
+            wanted = repair.wanted();
+            let brought = repair.finish()?;
+            if brought.is_empty() {
+                break;
+            }
+            repaired.extend(&brought);
+            for item in brought {
+                wanted.extend(self.missing_below(item)?);
+            }
+        }
+        report.left.retain(|finding| {
+            finding
+                .wanted()
+                .is_none_or(|item| !repaired.contains(&item))
+        });
+        // What a repaired image or layer names, and nobody had, was not known before.
+        for by in &repaired {
+            for missing in self.missing_below(*by)? {
+                report.left.push(Finding::Missing { by: *by, missing });
+            }
+        }
+        Ok(report)
+    }
+
+    /// Returns what a repaired item names and the store does not have.
+    fn missing_below(&self, item: Item) -> Result<Vec<Item>, RepairError> {
+        let unreadable = |error: ReadStoreError| RepairError::Write {
+            path: self.path().to_owned(),
+            attempt: "read what was repaired",
+            source: io::Error::other(error),
+        };
+        let objects: Vec<ObjectId> = match item {
+            Item::Image(id) => objects_of(&self.image_tree(&id).map_err(unreadable)?),
+            Item::Layer(diff_id) => match self.layer(&diff_id).map_err(unreadable)? {
+                Some(table) => Layer::decode(&table)
+                    .map(|layer| layer.objects().copied().collect())
+                    .unwrap_or_default(),
+                None => Vec::new(),
+            },
+            Item::Object(_) | Item::Blob(_) => Vec::new(),
+        };
+        let objects: HashSet<ObjectId> = objects.into_iter().collect();
+        let objects = objects.into_iter().map(Item::Object);
+        Ok(objects.filter(|item| !self.has(item)).collect())
+    }
+}
+
+impl<'store> Repair<'store> {
+    fn begin(store: &'store Store, wanted: BTreeSet<Item>) -> Result<Self, RepairError> {
+        let (name, directory) =
+            transaction::make_directory(store).map_err(|source| RepairError::Write {
+                path: store.path().to_owned(),
+                attempt: "start a repair",
+                source,
+            })?;
+        Ok(Self {
+            store,
+            name,
+            directory,
+            state: Mutex::new(State {
+                wanted,
+                ..State::default()
+            }),
+        })
+    }
+
+    /// Returns the store that is repaired: what is whole in it may be read.
+    pub fn store(&self) -> &'store Store {
+        self.store
+    }
+
+    /// Returns everything that is still wanted.
+    pub fn wanted(&self) -> BTreeSet<Item> {
+        self.state().wanted.clone()
+    }
+
+    /// Returns whether something is still wanted.
+    pub fn wants(&self, item: &Item) -> bool {
+        self.state().wanted.contains(item)
+    }
+
+    /// Returns whether nothing more is wanted.
+    pub fn is_done(&self) -> bool {
+        self.state().wanted.is_empty()
+    }
+
+    /// Takes the content of an object, image, manifest or config; returns whether it is what its name
+    /// says. A source that fails in the middle has not got it.
+    pub fn put(&self, item: Item, content: &mut dyn Read) -> Result<bool, RepairError> {
+        if !self.wants(&item) || matches!(item, Item::Layer(_)) {
+            return Ok(false);
+        }
+        let (name, file) = self.new_part()?;
+        let mut check = Check::of(&item);
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let count = match content.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return Ok(false), // the part goes with the directory
+            };
+            check.update(&buffer[..count]);
+            (&file)
+                .write_all(&buffer[..count])
+                .map_err(self.failed("write a replacement"))?;
+        }
+        drop(file); // nobody may hold it open for writing when it is sealed
+        if !check.is(&item) {
+            return Ok(false);
+        }
+        self.seal(&item, &name)?;
+        self.stage(item, name);
+        Ok(true)
+    }
+
+    /// Takes a content whose name is not known yet, and keeps it where it is wanted; returns its name and
+    /// its length, of which at most one byte more than `size` is read.
+    pub fn put_unnamed(
+        &self,
+        content: &mut dyn Read,
+        size: u64,
+    ) -> Result<(ObjectId, u64), RepairError> {
+        let (name, file) = self.new_part()?;
+        let mut copy = Copying {
+            content,
+            file: &file,
+            failed: None,
+        };
+        let mut limited = (&mut copy).take(size.saturating_add(1));
+        let outcome = crate::verity::digest_reader(self.store.algorithm(), &mut limited);
+        if let Some(error) = copy.failed.take() {
+            return Err(self.failed("write a replacement")(error));
+        }
+        // A source that fails in the middle has an unlikely name, which nobody wants.
+        let (id, found) = outcome.unwrap_or_else(|_| {
+            let nothing = crate::verity::digest(self.store.algorithm(), &[]);
+            (nothing, 0)
+        });
+        drop(file);
+        let item = Item::Object(id);
+        if found == size && self.wants(&item) {
+            self.seal(&item, &name)?;
+            self.stage(item, name);
+        } else {
+            let flags = rustix::fs::AtFlags::empty();
+            // What stays goes with the directory.
+            let _ = rustix::fs::unlinkat(&self.directory, name.as_str(), flags);
+        }
+        Ok((id, found))
+    }
+
+    /// Takes the table of a layer. The caller has checked that its tar has this digest.
+    pub fn put_layer(&self, diff_id: Sha256, layer: &Layer) -> Result<(), RepairError> {
+        let item = Item::Layer(diff_id);
+        if self.wants(&item) {
+            let (name, file) = self.new_part()?;
+            (&file)
+                .write_all(&layer.encode())
+                .map_err(self.failed("write a replacement"))?;
+            self.stage(item, name);
+        }
+        Ok(())
+    }
+
+    /// Puts the replacements into their places; returns what was repaired.
+    fn finish(self) -> Result<BTreeSet<Item>, RepairError> {
+        let staged = std::mem::take(&mut self.state().staged);
+        if staged.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let sync = || {
+            durable::sync_filesystem(&self.directory).map_err(self.failed("make a repair durable"))
+        };
+        sync()?; // 1. every byte is on the disk …
+        let naming = self
+            .store
+            .lock_for_naming()
+            .map_err(self.failed("take the lock"))?;
+        let names_others = |item: &Item| matches!(item, Item::Image(_) | Item::Layer(_));
+        for later in [false, true] {
+            for (item, name) in &staged {
+                if names_others(item) == later {
+                    self.replace(item, name) // 2. … before it takes the place of what is damaged.
+                        .map_err(self.failed("replace what is damaged"))?;
+                }
+            }
+        }
+        sync()?;
+        drop(naming);
+        Ok(staged.into_keys().collect())
+    }
+
+    fn replace(&self, item: &Item, name: &str) -> io::Result<()> {
+        let (from, to) = (&self.directory, self.store.root());
+        match rustix::fs::renameat(from, name, to, item.path()) {
+            Ok(()) => Ok(()),
+            // Something that is no file is in its place: it goes with our directory.
+            Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                let flags = RenameFlags::EXCHANGE;
+                Ok(rustix::fs::renameat_with(
+                    from,
+                    name,
+                    to,
+                    item.path(),
+                    flags,
+                )?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn seal(&self, item: &Item, name: &str) -> Result<(), RepairError> {
+        let Some(wanted) = item.sealed_as() else {
+            return Ok(());
+        };
+        if self.store.sealing() == Sealing::Unsealed {
+            return Ok(());
+        }
+        let seal = || -> io::Result<()> {
+            let file = files::open_file(&self.directory, OsStr::new(name))?;
+            verity::enable(&file, wanted.algorithm().kernel_number())
+        };
+        seal().map_err(self.failed("seal a replacement"))
+    }
+
+    fn stage(&self, item: Item, name: String) {
+        let mut state = self.state();
+        state.wanted.remove(&item);
+        state.staged.insert(item, name);
+    }
+
+    fn staged(&self) -> BTreeSet<Item> {
+        self.state().staged.keys().copied().collect()
+    }
+
+    fn new_part(&self) -> Result<(String, std::fs::File), RepairError> {
+        let mut state = self.state();
+        let name = format!("part-{}", state.parts);
+        state.parts += 1;
+        drop(state);
+        let file = files::create_file(&self.directory, name.as_ref(), transaction::FILE_MODE)
+            .map_err(self.failed("write a replacement"))?;
+        Ok((name, file))
+    }
+
+    fn failed(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> RepairError {
+        let path = self.store.path().to_owned();
+        move |source| RepairError::Write {
+            path,
+            attempt,
+            source,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked while it held this cannot have left half an entry.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Repair<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next gc, once the lock is gone.
+        if let Ok(tmp) = files::open_directory(self.store.root(), "tmp".as_ref()) {
+            let _ = files::remove_tree(&tmp, self.name.as_ref());
+        }
+    }
+}
+
+/// Reads a source and writes what it gives to a file on the way.
+struct Copying<'a> {
+    content: &'a mut dyn Read,
+    file: &'a std::fs::File,
+    failed: Option<io::Error>,
+}
+
+impl Read for Copying<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.content.read(buffer)?;
+        let mut file = self.file;
+        file.write_all(&buffer[..count]).map_err(|error| {
+            let again = io::Error::from(error.kind());
+            self.failed = Some(error);
+            again
+        })?;
+        Ok(count)
+    }
+}
+
+/// Computes the digest that an item is named by.
+enum Check {
+    Verity(Box<Hasher>),
+    Sha256(sha2::Sha256),
+}
+
+impl Check {
+    fn of(item: &Item) -> Self {
+        match item {
+            Item::Object(id) | Item::Image(id) => {
+                Self::Verity(Box::new(Hasher::new(id.algorithm())))
+            }
+            Item::Layer(_) | Item::Blob(_) => Self::Sha256(sha2::Sha256::new()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Verity(hasher) => hasher.update(bytes),
+            Self::Sha256(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn is(self, item: &Item) -> bool {
+        match (self, item) {
+            (Self::Verity(hasher), Item::Object(id) | Item::Image(id)) => hasher.finish() == *id,
+            (Self::Sha256(hasher), Item::Layer(digest) | Item::Blob(digest)) => {
+                Sha256(hasher.finalize().into()) == *digest
+            }
+            (Self::Verity(_) | Self::Sha256(_), _) => false,
+        }
+    }
+}
+
+/// The store's own layers, as a source of images: what a tree was made of once makes it again.
+#[derive(Debug)]
+struct OwnLayers;
+
+impl Source for OwnLayers {
+    fn name(&self) -> String {
+        "its layers".to_owned()
+    }
+
+    fn bring(&self, repair: &Repair<'_>) -> Result<(), SourceError> {
+        if !repair
+            .wanted()
+            .iter()
+            .any(|item| matches!(item, Item::Image(_)))
+        {
+            return Ok(());
+        }
+        let refs = match repair.store.each_ref() {
+            Ok(refs) => refs,
+            Err(error) => return Err(SourceError::Source(error.into())),
+        };
+        // A ref that cannot be read is a finding of its own.
+        for known in refs.into_iter().flatten().map(Ref::from) {
+            for target in known.images() {
+                let item = Item::Image(target.root.image);
+                if repair.wants(&item)
+                    && let Some(image) = image_of_layers(repair.store, target)
+                {
+                    repair.put(item, &mut &image[..])?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes an image of its layers again, where the store has them all. Who uses it checks its digest.
+fn image_of_layers(store: &Store, target: &RefTarget) -> Option<Vec<u8>> {
+    let config = store.blob(&target.config?).ok()?;
+    let config: Config = serde_json::from_slice(&config).ok()?;
+    let layers: Vec<Layer> = config
+        .rootfs
+        .diff_ids
+        .iter()
+        .map(|diff_id| Layer::decode(&store.layer(diff_id).ok()??).ok())
+        .collect::<Option<_>>()?;
+    let tree = layer::flatten(&layers, target.root.rules).ok()?;
+    let options = erofs::Options {
+        version: target.root.erofs,
+        hard_links: erofs::HardLinks::Keep,
+    };
+    let mut image = Vec::new();
+    erofs::write(&tree, &options, &mut image).ok()?;
+    Some(image)
+}
+
+/// Another store, as a source.
+#[derive(Debug)]
+pub struct StoreSource {
+    store: Store,
+}
+
+impl StoreSource {
+    /// Makes a source of a store.
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// Returns a layer whose tar has the right digest, where the store has it whole.
+    fn layer(&self, diff_id: &Sha256) -> Option<Layer> {
+        let table = self.store.layer(diff_id).ok()??;
+        let layer = Layer::decode(&table).ok()?;
+        // The table's name is not the digest of the table: only the tar that it stands for tells.
+        let mut hasher = TarHasher(sha2::Sha256::new());
+        let open = |content: &FileContent| -> io::Result<Box<dyn Read + '_>> {
+            Ok(self.store.read_content(content).map_err(io::Error::other)?)
+        };
+        layer::rewrite_tar(&layer, &open, &mut hasher).ok()?;
+        (Sha256(hasher.0.finalize().into()) == *diff_id).then_some(layer)
+    }
+}
+
+struct TarHasher(sha2::Sha256);
+
+impl io::Write for TarHasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Source for StoreSource {
+    fn name(&self) -> String {
+        self.store.path().display().to_string()
+    }
+
+    fn bring(&self, repair: &Repair<'_>) -> Result<(), SourceError> {
+        for item in repair.wanted() {
+            if let Item::Layer(diff_id) = item {
+                if let Some(layer) = self.layer(&diff_id) {
+                    repair.put_layer(diff_id, &layer)?;
+                }
+                continue;
+            }
+            match self.store.open_item(item) {
+                Ok(mut file) => {
+                    repair.put(item, &mut file)?;
+                }
+                Err(ReadStoreError::Missing(_)) => {}
+                Err(error) => return Err(SourceError::Source(error.into())),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,357 @@
+//! Changing refs: one by the rename of its file, several at once by a journal.
+//!
+//! ```text
+//! one      tmp/<txn>/ref-0 ─ fsync ─ rename → refs/<name>             the commit point
+//! several  journal.new ─ fsync ─ rename → journal, fsync              the commit point
+//!          each document → refs/<name>, fsync; then the journal says that it is done
+//! readers  journal, then refs/<name>: what a journal says counts until it is done
+//! ```
+//!
+//! Whoever changes refs holds a lock on `refs/`, and finishes what a crash left of a journal first.
+//!
+//! Invariants: a change of several refs is seen whole or not at all, at any time and after a power cut;
+//! a journal is never taken up again after a later change.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use bedplate_model::ImageName;
+use bedplate_model::format::FormatHeader;
+use bedplate_sys::lock::Lock;
+use bedplate_sys::{durable, files};
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::document::{self, RefDocument};
+use super::{RefTarget, RefsError, file_name};
+use crate::store::Store;
+
+const JOURNAL_FORMAT: &str = "bedplate-journal";
+/// The journal's name in the store.
+const JOURNAL: &str = "journal";
+/// More bytes than a journal has: as many refs as anybody sets at once, with their histories.
+const JOURNAL_MAX: u64 = 256 << 20;
+/// What a transaction calls the document of its only ref.
+const PART: &str = "ref-0";
+/// Its name until it is on the disk.
+const JOURNAL_PART: &str = "journal.new";
+
+/// A change of several refs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Journal {
+    #[serde(flatten)]
+    header: FormatHeader,
+    /// Counts the changes, so that a reader notices one that came and went.
+    pub(super) generation: u64,
+    /// What is not yet in its place; empty once everything is. `None` removes the ref.
+    refs: Vec<JournalEntry>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct JournalEntry {
+    name: ImageName,
+    document: Option<RefDocument>,
+}
+
+/// The changes of one transaction.
+pub(crate) struct RefChanges {
+    /// `None` removes the ref.
+    changes: Vec<(ImageName, Option<RefTarget>)>,
+    /// The bytes that the only ref's file had when its new document was written early.
+    early: Option<Option<Vec<u8>>>,
+}
+
+impl RefChanges {
+    /// Takes the changes in the order in which they were asked for: the last one of each name counts.
+    pub(crate) fn new(asked: Vec<(ImageName, Option<RefTarget>)>) -> Self {
+        let mut last: BTreeMap<ImageName, Option<RefTarget>> = BTreeMap::new();
+        for (name, target) in asked {
+            last.insert(name, target);
+        }
+        Self {
+            changes: last.into_iter().collect(),
+            early: None,
+        }
+    }
+
+    /// Writes what can be written before the lock is taken, so that the transaction's own sync makes it
+    /// durable. The caller syncs.
+    pub(crate) fn prepare(
+        &mut self,
+        store: &Store,
+        directory: BorrowedFd<'_>,
+    ) -> Result<(), RefsError> {
+        if let [(name, Some(target))] = &self.changes[..] {
+            let old = store.ref_bytes(name)?;
+            let document = RefDocument::replacing(old.as_deref(), name, target);
+            write(directory, PART, &document.to_bytes())
+                .map_err(|source| store.ref_write_error(name, source))?;
+            self.early = Some(old);
+        }
+        Ok(())
+    }
+
+    /// Changes the refs. `synced` says that what [`RefChanges::prepare`] wrote is on the disk.
+    pub(crate) fn commit(
+        self,
+        store: &Store,
+        directory: BorrowedFd<'_>,
+        synced: bool,
+    ) -> Result<(), RefsError> {
+        if self.changes.is_empty() {
+            return Ok(());
+        }
+        let changing = store.lock_refs()?;
+        let generation = changing.finish_journal()?;
+        match &self.changes[..] {
+            [(name, target)] => {
+                let target = target.as_ref();
+                changing.one(name, target, directory, self.early.as_ref(), synced)
+            }
+            changes => changing.several(changes, generation.wrapping_add(1)),
+        }
+    }
+}
+
+/// The right to change refs; lasts as long as the lock does.
+pub(crate) struct Changing<'a> {
+    store: &'a Store,
+    refs: Lock,
+}
+
+impl Store {
+    /// Waits until nobody else changes refs.
+    pub(crate) fn lock_refs(&self) -> Result<Changing<'_>, RefsError> {
+        let path = self.path().join("refs");
+        match Lock::exclusive(&path) {
+            Ok(refs) => Ok(Changing { store: self, refs }),
+            Err(source) => Err(RefsError::Write { path, source }),
+        }
+    }
+
+    /// Reads the journal, where there is one.
+    pub(super) fn journal(&self) -> Result<Option<Journal>, RefsError> {
+        let path = self.path().join(JOURNAL);
+        let bytes = match files::read_file(self.root(), JOURNAL.as_ref(), JOURNAL_MAX) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RefsError::Read { path, source }),
+        };
+        let journal: Journal = document::parse(&bytes, &path)?;
+        document::check(&journal.header, JOURNAL_FORMAT, &path)?;
+        Ok(Some(journal))
+    }
+
+    /// Reads the bytes of a ref's file, without a look at the journal.
+    fn ref_bytes(&self, name: &ImageName) -> Result<Option<Vec<u8>>, RefsError> {
+        let path = self.path().join("refs").join(file_name(name));
+        match self.read_document(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // Something else in its place, such as a link, is replaced, as a damaged ref is.
+            Err(error)
+                if error.kind() == io::ErrorKind::InvalidData
+                    || error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(RefsError::Read { path, source }),
+        }
+    }
+
+    fn ref_write_error(&self, name: &ImageName, source: io::Error) -> RefsError {
+        RefsError::Write {
+            path: self.path().join("refs").join(file_name(name)),
+            source,
+        }
+    }
+
+    fn journal_error(&self, source: io::Error) -> RefsError {
+        RefsError::Write {
+            path: self.path().join(JOURNAL),
+            source,
+        }
+    }
+}
+
+impl Changing<'_> {
+    /// Finishes what a crash left of a journal; returns the generation of the last change.
+    pub(crate) fn finish_journal(&self) -> Result<u64, RefsError> {
+        let Some(journal) = self.store.journal()? else {
+            return Ok(0);
+        };
+        if !journal.is_done() {
+            self.apply(&journal)?;
+        }
+        Ok(journal.generation)
+    }
+
+    /// Changes one ref. The commit point is the rename (or the removal) of its file.
+    fn one(
+        &self,
+        name: &ImageName,
+        target: Option<&RefTarget>,
+        directory: BorrowedFd<'_>,
+        early: Option<&Option<Vec<u8>>>,
+        synced: bool,
+    ) -> Result<(), RefsError> {
+        let failed = |source| self.store.ref_write_error(name, source);
+        let file = file_name(name);
+        match target {
+            Some(target) => {
+                let old = self.store.ref_bytes(name)?;
+                if early != Some(&old) {
+                    // Somebody was faster: what they set belongs into the history.
+                    remove(directory, PART).map_err(failed)?;
+                    let document = RefDocument::replacing(old.as_deref(), name, target);
+                    write(directory, PART, &document.to_bytes()).map_err(failed)?;
+                }
+                if early != Some(&old) || !synced {
+                    sync(directory, PART).map_err(failed)?;
+                }
+                rustix::fs::renameat(directory, PART, &self.refs, file)
+                    .map_err(|error| failed(error.into()))?;
+            }
+            None => remove(self.refs.as_fd(), &file).map_err(failed)?,
+        }
+        rustix::fs::fsync(&self.refs).map_err(|error| failed(error.into()))
+    }
+
+    /// Changes several refs. The commit point is the rename of the journal.
+    fn several(
+        &self,
+        changes: &[(ImageName, Option<RefTarget>)],
+        generation: u64,
+    ) -> Result<(), RefsError> {
+        let mut journal = Journal {
+            header: FormatHeader::new(JOURNAL_FORMAT, 1),
+            generation,
+            refs: Vec::with_capacity(changes.len()),
+        };
+        for (name, target) in changes {
+            let document = match target {
+                Some(target) => {
+                    let old = self.store.ref_bytes(name)?;
+                    Some(RefDocument::replacing(old.as_deref(), name, target))
+                }
+                None => None,
+            };
+            journal.refs.push(JournalEntry {
+                name: name.clone(),
+                document,
+            });
+        }
+        self.publish(&journal)
+            .map_err(|source| self.store.journal_error(source))?;
+        // It is done, and every reader sees it. What fails from here on is finished by whoever changes a
+        // ref next, and they are told why where they cannot.
+        let _ = self.apply(&journal);
+        Ok(())
+    }
+
+    /// Writes a journal and gives it its name, durably.
+    fn publish(&self, journal: &Journal) -> io::Result<()> {
+        let root = self.store.root();
+        remove(root.as_fd(), JOURNAL_PART)?;
+        write(root.as_fd(), JOURNAL_PART, &document::to_bytes(journal))?;
+        sync(root.as_fd(), JOURNAL_PART)?; // 1. the bytes are on the disk …
+        rustix::fs::renameat(root, JOURNAL_PART, root, JOURNAL)?; // 2. … before they count …
+        Ok(rustix::fs::fsync(root)?) // 3. … and so is the name.
+    }
+
+    /// Puts every document of a journal into its place, and says that it is done.
+    fn apply(&self, journal: &Journal) -> Result<(), RefsError> {
+        for JournalEntry { name, document } in &journal.refs {
+            let file = file_name(name);
+            let failed = |source| self.store.ref_write_error(name, source);
+            match document {
+                Some(document) => self.replace(&file, &document.to_bytes()).map_err(failed)?,
+                None => remove(self.refs.as_fd(), &file).map_err(failed)?,
+            }
+        }
+        let done = Journal {
+            refs: Vec::new(),
+            ..journal.clone()
+        };
+        let finish = || -> io::Result<()> {
+            // The journal says "done" only when its refs are on the disk.
+            rustix::fs::fsync(&self.refs)?;
+            self.publish(&done)
+        };
+        finish().map_err(|source| self.store.journal_error(source))
+    }
+
+    /// Replaces documents that need not change together, with one wait for the disk.
+    pub(crate) fn rewrite(&self, documents: &[RefDocument]) -> Result<(), RefsError> {
+        let rewrite = || -> io::Result<()> {
+            let refs = self.refs.as_fd();
+            let names: Vec<String> = documents.iter().map(|it| file_name(&it.name)).collect();
+            for (document, name) in documents.iter().zip(&names) {
+                let new = format!("{name}.new");
+                remove(refs, &new)?;
+                write(refs, &new, &document.to_bytes())?;
+            }
+            durable::sync_filesystem(refs)?; // 1. every byte is on the disk …
+            for name in &names {
+                rustix::fs::renameat(refs, format!("{name}.new"), refs, name)?; // 2. … before it counts.
+            }
+            Ok(rustix::fs::fsync(refs)?)
+        };
+        if documents.is_empty() {
+            return Ok(());
+        }
+        rewrite().map_err(|source| RefsError::Write {
+            path: self.store.path().join("refs"),
+            source,
+        })
+    }
+
+    /// Replaces the file of a ref; its name is on the disk once `refs/` is synced.
+    fn replace(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
+        let new = format!("{file}.new");
+        remove(self.refs.as_fd(), &new)?;
+        write(self.refs.as_fd(), &new, bytes)?;
+        sync(self.refs.as_fd(), &new)?;
+        Ok(rustix::fs::renameat(&self.refs, &new, &self.refs, file)?)
+    }
+}
+
+impl Journal {
+    /// Returns whether everything is in its place.
+    pub(super) fn is_done(&self) -> bool {
+        self.refs.is_empty()
+    }
+
+    /// Returns what the journal says of a ref: `None` where nothing, `Some(None)` where it is removed.
+    pub(super) fn document(&self, name: &ImageName) -> Option<Option<&RefDocument>> {
+        self.refs
+            .iter()
+            .find(|entry| entry.name == *name)
+            .map(|entry| entry.document.as_ref())
+    }
+
+    /// Returns the documents that the journal sets.
+    pub(super) fn documents(&self) -> impl Iterator<Item = &RefDocument> {
+        self.refs.iter().filter_map(|entry| entry.document.as_ref())
+    }
+}
+
+fn write(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    files::create_file(directory, name.as_ref(), 0o600)?.write_all(bytes)
+}
+
+fn sync(directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let file: File = files::open_file(directory, name.as_ref())?;
+    file.sync_all()
+}
+
+/// Removes a file; one that is not there is fine.
+fn remove(directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
