@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! diff(from, to)            every path that was added, removed or changed, and what of it changed
-//! summary(store, from, to)  packages, kernels, sizes
+//! summary(store, from, to)  packages, kernels, units, privileges, sizes
 //! ```
 //!
 //! Invariant: two trees without a change between them are equal, and the other way round.
 
 mod packages;
+mod rpm;
 mod summary;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,10 +16,13 @@ use std::fmt;
 
 use bedplate_model::{Content, Name, Node, NodeId, Tree, TreePath};
 
-pub use packages::{Package, PackageChange, ParsePackagesError, parse_dpkg_status};
+pub use packages::{
+    Package, PackageChange, ParsePackagesError, parse_apk_installed, parse_dpkg_status,
+};
+pub use rpm::parse_rpm_sqlite;
 pub use summary::{
-    KernelChanges, PathCounts, Summary, SummaryError, kernels, packages, packages_of_directory,
-    summarize, summary,
+    KernelChanges, PathChanges, PathCounts, Summary, SummaryError, kernels, packages,
+    packages_of_directory, summarize, summary,
 };
 
 /// One path that differs.

@@ -1,4 +1,4 @@
-//! Packages: dpkg's status file, read without running anything.
+//! Packages: dpkg's status file and apk's list of what is installed, read without running anything.
 //!
 //! ```text
 //! Package: htop            paragraphs of `Field: value`, apart by an empty line;
@@ -7,7 +7,8 @@
 //! Version: 3.2.2-2
 //! ```
 //!
-//! The format is that of Debian's policy manual, chapter 5 ("Control files and their fields").
+//! dpkg's format is that of Debian's policy manual, chapter 5 ("Control files and their fields"); apk's has
+//! the same shape with letters for fields (`P:`, `V:`, `A:`), as its wiki's "Apk spec" describes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +16,7 @@ use std::fmt;
 use bedplate_model::name::shown;
 
 /// More packages than any system has: a bound for a stranger's database.
-const PACKAGES_MAX: usize = 1_000_000;
+pub(super) const PACKAGES_MAX: usize = 1_000_000;
 
 /// An installed package.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +67,7 @@ impl fmt::Display for PackageChange {
     }
 }
 
-/// Why a text is not dpkg's status file.
+/// Why a text is no database of packages.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParsePackagesError {
     /// A line is neither `Field: value` nor a continuation.
@@ -85,6 +86,9 @@ pub enum ParsePackagesError {
         /// The field.
         field: &'static str,
     },
+    /// It is no SQLite database of rpm's, or a damaged one.
+    #[error("it is not the SQLite database of rpm")]
+    Sqlite,
     /// There are more packages than can be.
     #[error("there are more than {PACKAGES_MAX} packages")]
     TooMany,
@@ -107,6 +111,40 @@ pub fn parse_dpkg_status(bytes: &[u8]) -> Result<Vec<Package>, ParsePackagesErro
     paragraph.finish(bytes.len(), &mut packages)?;
     packages.sort();
     Ok(packages)
+}
+
+/// Reads apk's list of installed packages, in the order of their names.
+pub fn parse_apk_installed(bytes: &[u8]) -> Result<Vec<Package>, ParsePackagesError> {
+    let mut packages = Vec::new();
+    let mut paragraph = Paragraph::default();
+    let mut line = 0;
+    for text in bytes.split(|byte| *byte == b'\n') {
+        line += 1;
+        match text {
+            [] => paragraph.finish_installed(line, &mut packages)?,
+            [letter, b':', value @ ..] => {
+                let place = match letter {
+                    b'P' => &mut paragraph.package,
+                    b'V' => &mut paragraph.version,
+                    b'A' => &mut paragraph.architecture,
+                    _ => continue,
+                };
+                *place = Some(printable(value));
+            }
+            _ => {
+                let text = shown(text).chars().take(80).collect();
+                return Err(ParsePackagesError::Line { line, text });
+            }
+        }
+    }
+    paragraph.finish_installed(line, &mut packages)?;
+    packages.sort();
+    Ok(packages)
+}
+
+/// Makes a name or version printable, for it goes to terminals.
+pub(super) fn printable(value: &[u8]) -> String {
+    shown(value.trim_ascii()).chars().take(256).collect()
 }
 
 /// The fields of a paragraph that matter.
@@ -132,8 +170,7 @@ impl Paragraph {
             b"version" => &mut self.version,
             _ => return Ok(()),
         };
-        // Names and versions go to terminals: they are made printable here, once.
-        *place = Some(shown(value[1..].trim_ascii()).chars().take(256).collect());
+        *place = Some(printable(&value[1..]));
         Ok(())
     }
 
@@ -142,26 +179,38 @@ impl Paragraph {
         line: usize,
         packages: &mut Vec<Package>,
     ) -> Result<(), ParsePackagesError> {
-        let Self {
-            package,
-            status,
-            architecture,
-            version,
-        } = std::mem::take(self);
+        let paragraph = std::mem::take(self);
+        let status = paragraph.status.as_deref();
         let installed = status
-            .as_deref()
             .is_some_and(|status| status.split_ascii_whitespace().nth(2) == Some("installed"));
         if !installed {
             return Ok(()); // removed with its configuration kept, or an empty paragraph
         }
+        paragraph.add(line, packages)
+    }
+
+    /// Ends a paragraph of a list in which everything is installed.
+    fn finish_installed(
+        &mut self,
+        line: usize,
+        packages: &mut Vec<Package>,
+    ) -> Result<(), ParsePackagesError> {
+        let paragraph = std::mem::take(self);
+        if paragraph.package.is_none() && paragraph.version.is_none() {
+            return Ok(()); // several empty lines
+        }
+        paragraph.add(line, packages)
+    }
+
+    fn add(self, line: usize, packages: &mut Vec<Package>) -> Result<(), ParsePackagesError> {
         let missing = |field| ParsePackagesError::Field { line, field };
         if packages.len() >= PACKAGES_MAX {
             return Err(ParsePackagesError::TooMany);
         }
         packages.push(Package {
-            name: package.ok_or_else(|| missing("Package"))?,
-            architecture: architecture.unwrap_or_default(),
-            version: version.ok_or_else(|| missing("Version"))?,
+            name: self.package.ok_or_else(|| missing("Package"))?,
+            architecture: self.architecture.unwrap_or_default(),
+            version: self.version.ok_or_else(|| missing("Version"))?,
         });
         Ok(())
     }
@@ -280,10 +329,24 @@ Version: 2.36-9
         ));
     }
 
+    #[test]
+    fn packages_of_apk_are_read_as_well() {
+        let list = "C:Q1abc=\nP:musl\nV:1.2.5-r0\nA:x86_64\nF:lib\nR:ld-musl-x86_64.so.1\n\n\
+                    P:busybox\nV:1.36.1-r29\n\n\n";
+        let packages = parse_apk_installed(list.as_bytes()).unwrap();
+        let names: Vec<&str> = packages.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["busybox", "musl"]);
+        assert_eq!(packages[1].version, "1.2.5-r0");
+        let error = parse_apk_installed(b"P:a\n\n").unwrap_err();
+        assert!(error.to_string().contains("Version"), "{error}");
+        assert!(parse_apk_installed(b"nonsense\n").is_err());
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_dpkg_status(&bytes);
+            let _ = parse_apk_installed(&bytes);
         }
     }
 }

@@ -1,19 +1,42 @@
-//! What an administrator wants to know first: packages, kernels, sizes.
+//! What an administrator wants to know first: packages, kernels, units, privileges, sizes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use bedplate_model::{Content, FileContent, Name, Tree, TreePath, layout};
+use bedplate_model::{Content, FileContent, Name, Node, Tree, TreePath, layout};
 use bedplate_sys::files;
 
 use super::packages::{self as dpkg, Package, PackageChange, ParsePackagesError};
+use super::parse_rpm_sqlite;
+use crate::object::sized_objects_of;
 use crate::store::{ReadStoreError, Store};
 
-/// Where dpkg's database lies: where `build` moves it, and where Debian has it.
-const STATUS_FILES: [&str; 2] = ["usr/lib/sysimage/dpkg/status", "var/lib/dpkg/status"];
-/// More bytes than any status file has (a full desktop's has 6 MB).
-const STATUS_MAX: u64 = 64 * 1024 * 1024;
+/// Reads a database.
+type Parse = fn(&[u8]) -> Result<Vec<Package>, ParsePackagesError>;
+/// Where the databases lie, the first that is there counts: dpkg's where `build` moves it and where Debian
+/// has it; apk's where Alpine has it, with and without a merged /usr.
+/// rpm's where Fedora, openSUSE and rpm-ostree have it (its older formats are not read).
+const DATABASES: [(&str, Parse); 7] = [
+    ("usr/lib/sysimage/dpkg/status", dpkg::parse_dpkg_status),
+    ("var/lib/dpkg/status", dpkg::parse_dpkg_status),
+    ("usr/lib/apk/db/installed", dpkg::parse_apk_installed),
+    ("lib/apk/db/installed", dpkg::parse_apk_installed),
+    ("usr/lib/sysimage/rpm/rpmdb.sqlite", parse_rpm_sqlite),
+    ("usr/share/rpm/rpmdb.sqlite", parse_rpm_sqlite),
+    ("var/lib/rpm/rpmdb.sqlite", parse_rpm_sqlite),
+];
+/// Where systemd's units lie.
+const UNITS: [&str; 4] = [
+    "/usr/lib/systemd/system/",
+    "/usr/lib/systemd/user/",
+    "/etc/systemd/system/",
+    "/etc/systemd/user/",
+];
+/// The attribute that gives a program capabilities.
+const CAPABILITY: &[u8] = b"security.capability";
+/// More bytes than any database has (a full desktop's: dpkg 6 MB, rpm 200 MB).
+const STATUS_MAX: u64 = 512 * 1024 * 1024;
 
 /// The differences between two images, in short.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +45,12 @@ pub struct Summary {
     pub packages: Option<Vec<PackageChange>>,
     /// Changes of kernels.
     pub kernels: KernelChanges,
+    /// Changes of systemd's units: files and links in its directories.
+    pub units: PathChanges,
+    /// Changes of files that run as somebody else (setuid, setgid).
+    pub setuid: PathChanges,
+    /// Changes of files that run with capabilities.
+    pub capabilities: PathChanges,
     /// The bytes of all files of each, hard links counted once.
     pub bytes: (u64, u64),
     /// The bytes of contents that the second has and the first has not: what an upgrade has to fetch
@@ -40,6 +69,34 @@ pub struct KernelChanges {
     pub removed: Vec<String>,
     /// In both.
     pub kept: Vec<String>,
+}
+
+/// Paths of one kind that came, went and changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PathChanges {
+    /// Of the kind in the second alone.
+    pub added: Vec<String>,
+    /// Of the kind in the first alone.
+    pub removed: Vec<String>,
+    /// Of the kind in both, and different.
+    pub changed: Vec<String>,
+}
+
+impl PathChanges {
+    fn note(&mut self, path: &str, before: bool, after: bool) {
+        let list = match (before, after) {
+            (false, false) => return,
+            (false, true) => &mut self.added,
+            (true, false) => &mut self.removed,
+            (true, true) => &mut self.changed,
+        };
+        list.push(path.to_owned());
+    }
+
+    /// Returns whether nothing of the kind changed.
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+    }
 }
 
 /// Numbers of paths.
@@ -103,12 +160,36 @@ pub fn summarize(
     let list = |set: BTreeSet<&String>| set.into_iter().cloned().collect();
     let (old_contents, new_contents) = (contents(from), contents(to));
     let mut paths = PathCounts::default();
+    let mut units = PathChanges::default();
+    let mut setuid = PathChanges::default();
+    let mut capabilities = PathChanges::default();
     for change in super::diff(from, to) {
         match change.kind {
             super::ChangeKind::Added => paths.added += 1,
             super::ChangeKind::Removed => paths.removed += 1,
             super::ChangeKind::Changed(_) => paths.changed += 1,
         }
+        let [before, after] = [from, to].map(|tree| {
+            let node = tree.lookup(&change.path).map(|id| tree.node(id));
+            node.filter(|node| matches!(node.content, Content::File(_) | Content::Symlink(_)))
+        });
+        if before.is_none() && after.is_none() {
+            continue;
+        }
+        let path = change.path.to_string();
+        if UNITS.iter().any(|directory| path.starts_with(directory)) {
+            units.note(&path, before.is_some(), after.is_some());
+        }
+        let is_setuid = |node: Option<&Node>| {
+            node.is_some_and(|node| {
+                matches!(node.content, Content::File(_)) && node.metadata.mode & 0o6000 != 0
+            })
+        };
+        setuid.note(&path, is_setuid(before), is_setuid(after));
+        let is_capable = |node: Option<&Node>| {
+            node.is_some_and(|node| node.metadata.xattrs.contains_key(CAPABILITY))
+        };
+        capabilities.note(&path, is_capable(before), is_capable(after));
     }
     Summary {
         packages,
@@ -117,6 +198,9 @@ pub fn summarize(
             removed: list(olds.difference(&news).collect()),
             kept: list(olds.intersection(&news).collect()),
         },
+        units,
+        setuid,
+        capabilities,
         bytes: (from.file_bytes(), to.file_bytes()),
         new_bytes: new_contents
             .iter()
@@ -163,7 +247,7 @@ fn packages_by(
     tree: &Tree,
     read: impl Fn(TreePath, &FileContent) -> Result<Vec<u8>, SummaryError>,
 ) -> Result<Option<Vec<Package>>, SummaryError> {
-    for file in STATUS_FILES {
+    for (file, parse) in DATABASES {
         let Ok(path) = TreePath::try_from(file) else {
             continue; // the paths above are good ones
         };
@@ -172,7 +256,7 @@ fn packages_by(
             continue;
         };
         let bytes = read(path.clone(), content)?;
-        return match dpkg::parse_dpkg_status(&bytes) {
+        return match parse(&bytes) {
             Ok(packages) => Ok(Some(packages)),
             Err(source) => Err(SummaryError::Parse { path, source }),
         };
@@ -202,10 +286,5 @@ pub fn kernels(tree: &Tree) -> BTreeSet<String> {
 
 /// The size of each object of a tree.
 fn contents(tree: &Tree) -> BTreeMap<bedplate_model::ObjectId, u64> {
-    tree.walk()
-        .filter_map(|(_, id)| match &tree.node(id).content {
-            Content::File(FileContent::Object { id, size }) => Some((*id, *size)),
-            _ => None,
-        })
-        .collect()
+    sized_objects_of(tree).into_iter().collect()
 }

@@ -1,11 +1,11 @@
-//! `diff`: says what changed between two images or directories: packages, kernels and sizes first, paths
-//! with `--files`.
+//! `diff`: says what changed between two images or directories: packages, kernels, units, setuid files,
+//! capabilities and sizes first, paths with `--files`.
 
 use std::io::{self, Write};
 
 use anyhow::Context as _;
 use bedplate_model::Tree;
-use bedplate_store::diff::{ChangeKind, PackageChange, Summary, summarize};
+use bedplate_store::diff::{ChangeKind, PackageChange, PathChanges, Summary, summarize};
 use serde::Serialize;
 
 use super::subject::Subject;
@@ -21,6 +21,9 @@ struct Difference {
     packages: Option<Vec<Package>>,
     kernels_added: Vec<String>,
     kernels_removed: Vec<String>,
+    units: Paths,
+    setuid: Paths,
+    capabilities: Paths,
     bytes: [u64; 2],
     new_bytes: u64,
     paths_added: u64,
@@ -29,6 +32,29 @@ struct Difference {
     /// Only with `--files`.
     #[serde(skip_serializing_if = "Option::is_none")]
     paths: Option<Vec<Path>>,
+}
+
+/// Paths of one kind.
+#[derive(Serialize)]
+struct Paths {
+    added: Vec<String>,
+    removed: Vec<String>,
+    changed: Vec<String>,
+}
+
+impl From<PathChanges> for Paths {
+    fn from(changes: PathChanges) -> Self {
+        let PathChanges {
+            added,
+            removed,
+            changed,
+        } = changes;
+        Self {
+            added,
+            removed,
+            changed,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -115,6 +141,31 @@ pub(super) fn draw(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
             list(&kernels.added)
         )?;
     }
+    for (what, changes) in [
+        ("Units:   ", &summary.units),
+        ("Setuid:  ", &summary.setuid),
+        ("Capable: ", &summary.capabilities),
+    ] {
+        if changes.is_empty() {
+            continue;
+        }
+        writeln!(
+            out,
+            "{what} {} changed, {} added, {} removed",
+            changes.changed.len(),
+            changes.added.len(),
+            changes.removed.len()
+        )?;
+        for (sign, paths) in [
+            ('+', &changes.added),
+            ('-', &changes.removed),
+            ('~', &changes.changed),
+        ] {
+            for path in paths {
+                writeln!(out, "  {sign} {path}")?;
+            }
+        }
+    }
     let (before, after) = summary.bytes;
     writeln!(
         out,
@@ -191,6 +242,9 @@ fn difference(summary: Summary, paths: Option<Vec<Path>>) -> Difference {
             .map(|changes| changes.into_iter().map(package).collect()),
         kernels_added: summary.kernels.added,
         kernels_removed: summary.kernels.removed,
+        units: summary.units.into(),
+        setuid: summary.setuid.into(),
+        capabilities: summary.capabilities.into(),
         bytes: [summary.bytes.0, summary.bytes.1],
         new_bytes: summary.new_bytes,
         paths_added: summary.paths.added,

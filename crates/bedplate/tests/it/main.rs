@@ -6,4 +6,5 @@ mod linked;
 mod registry;
 mod sandbox;
 mod surroundings;
+mod together;
 mod trees;
