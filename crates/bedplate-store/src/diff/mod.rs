@@ -11,6 +11,7 @@ mod packages;
 mod rpm;
 mod summary;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -95,9 +96,10 @@ pub fn diff(from: &Tree, to: &Tree) -> Vec<Change> {
         to,
         from_links: Links::of(from),
         to_links: Links::of(to),
+        trail: Vec::new(),
         changes: Vec::new(),
     };
-    comparison.both(&TreePath::root(), Tree::ROOT, Tree::ROOT);
+    comparison.run();
     comparison.changes
 }
 
@@ -106,53 +108,95 @@ struct Comparison<'a> {
     to: &'a Tree,
     from_links: Links,
     to_links: Links,
+    /// The directories that were entered, each with its name and the one above it: most paths are the same
+    /// in both trees, and are never put together.
+    trail: Vec<(Place, &'a Name)>,
     changes: Vec<Change>,
 }
 
-impl Comparison<'_> {
-    /// Compares what has the same path in both trees, and everything below it.
-    fn both(&mut self, path: &TreePath, from: NodeId, to: NodeId) {
+/// A directory of the trail; `None` is the root.
+type Place = Option<usize>;
+
+/// What is still to be compared: a name in a directory, and its nodes.
+type Pending<'a> = (Place, Option<&'a Name>, Option<NodeId>, Option<NodeId>);
+
+impl<'a> Comparison<'a> {
+    /// Compares the roots, and everything below them.
+    fn run(&mut self) {
         // An own stack: a stranger's tree may be deeper than a thread's.
-        let mut pending = vec![(path.clone(), Some(from), Some(to))];
-        while let Some((path, from, to)) = pending.pop() {
+        let mut pending: Vec<Pending<'a>> = vec![(None, None, Some(Tree::ROOT), Some(Tree::ROOT))];
+        while let Some((place, name, from, to)) = pending.pop() {
             match (from, to) {
-                (Some(from), Some(to)) => self.node(&path, from, to),
-                (Some(_), None) => self.note(&path, ChangeKind::Removed),
-                (None, Some(_)) => self.note(&path, ChangeKind::Added),
+                (Some(from), Some(to)) => self.node(place, name, from, to),
+                (Some(_), None) => self.note(place, name, ChangeKind::Removed),
+                (None, Some(_)) => self.note(place, name, ChangeKind::Added),
                 (None, None) => {}
             }
             let olds = from.and_then(|id| self.from.entries(id));
             let news = to.and_then(|id| self.to.entries(id));
-            let names: BTreeSet<&Name> = [olds, news]
-                .into_iter()
-                .flatten()
-                .flat_map(BTreeMap::keys)
-                .collect();
-            // The stack turns the order round.
-            for name in names.into_iter().rev() {
-                let find = |entries: Option<&BTreeMap<Name, NodeId>>| {
-                    entries.and_then(|entries| entries.get(name)).copied()
-                };
-                pending.push((path.join(name), find(olds), find(news)));
+            if olds.is_none() && news.is_none() {
+                continue;
             }
+            let below = match name {
+                None => None,
+                Some(name) => {
+                    self.trail.push((place, name));
+                    Some(self.trail.len() - 1)
+                }
+            };
+            let first = pending.len();
+            merge(olds, news, |name, old, new| {
+                pending.push((below, Some(name), old, new));
+            });
+            // The stack turns the order round.
+            pending[first..].reverse();
         }
     }
 
-    fn node(&mut self, path: &TreePath, from: NodeId, to: NodeId) {
+    fn node(&mut self, place: Place, name: Option<&'a Name>, from: NodeId, to: NodeId) {
         let mut aspects = aspects(self.from.node(from), self.to.node(to));
         if self.from_links.of_node(from) != self.to_links.of_node(to) {
             aspects.insert(Aspect::HardLinks);
         }
         if !aspects.is_empty() {
-            self.note(path, ChangeKind::Changed(aspects));
+            self.note(place, name, ChangeKind::Changed(aspects));
         }
     }
 
-    fn note(&mut self, path: &TreePath, kind: ChangeKind) {
-        self.changes.push(Change {
-            path: path.clone(),
-            kind,
-        });
+    fn note(&mut self, mut place: Place, name: Option<&'a Name>, kind: ChangeKind) {
+        let mut names: Vec<&Name> = name.into_iter().collect();
+        while let Some((above, name)) = place.and_then(|at| self.trail.get(at)) {
+            names.push(name);
+            place = *above;
+        }
+        let path = names
+            .into_iter()
+            .rev()
+            .fold(TreePath::root(), |path, name| path.join(name));
+        self.changes.push(Change { path, kind });
+    }
+}
+
+/// Gives every name of two directories, in order, with what each has under it.
+fn merge<'a>(
+    olds: Option<&'a BTreeMap<Name, NodeId>>,
+    news: Option<&'a BTreeMap<Name, NodeId>>,
+    mut give: impl FnMut(&'a Name, Option<NodeId>, Option<NodeId>),
+) {
+    let mut olds = olds.into_iter().flatten().peekable();
+    let mut news = news.into_iter().flatten().peekable();
+    loop {
+        let order = match (olds.peek(), news.peek()) {
+            (None, None) => return,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+        };
+        let old = if order.is_le() { olds.next() } else { None };
+        let new = if order.is_ge() { news.next() } else { None };
+        if let Some((name, _)) = old.or(new) {
+            give(name, old.map(|(_, id)| *id), new.map(|(_, id)| *id));
+        }
     }
 }
 

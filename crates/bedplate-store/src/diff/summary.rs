@@ -8,7 +8,7 @@ use bedplate_model::{Content, FileContent, Name, Node, Tree, TreePath, layout};
 use bedplate_sys::files;
 
 use super::packages::{self as dpkg, Package, PackageChange, ParsePackagesError};
-use super::parse_rpm_sqlite;
+use super::{Change, parse_rpm_sqlite};
 use crate::object::sized_objects_of;
 use crate::store::{ReadStoreError, Store};
 
@@ -142,13 +142,15 @@ pub enum SummaryError {
 /// Sums up what differs between two trees whose contents are in the store.
 pub fn summary(store: &Store, from: &Tree, to: &Tree) -> Result<Summary, SummaryError> {
     Ok(summarize(
+        &super::diff(from, to),
         (from, packages(store, from)?),
         (to, packages(store, to)?),
     ))
 }
 
-/// Sums up what differs between two trees whose packages are known, as far as they can be.
+/// Sums up the changes between two trees whose packages are known, as far as they can be.
 pub fn summarize(
+    changes: &[Change],
     (from, from_packages): (&Tree, Option<Vec<Package>>),
     (to, to_packages): (&Tree, Option<Vec<Package>>),
 ) -> Summary {
@@ -163,8 +165,8 @@ pub fn summarize(
     let mut units = PathChanges::default();
     let mut setuid = PathChanges::default();
     let mut capabilities = PathChanges::default();
-    for change in super::diff(from, to) {
-        match change.kind {
+    for change in changes {
+        match &change.kind {
             super::ChangeKind::Added => paths.added += 1,
             super::ChangeKind::Removed => paths.removed += 1,
             super::ChangeKind::Changed(_) => paths.changed += 1,

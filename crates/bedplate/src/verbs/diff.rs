@@ -4,8 +4,7 @@
 use std::io::{self, Write};
 
 use anyhow::Context as _;
-use bedplate_model::Tree;
-use bedplate_store::diff::{ChangeKind, PackageChange, PathChanges, Summary, summarize};
+use bedplate_store::diff::{Change, ChangeKind, PackageChange, PathChanges, Summary, summarize};
 use serde::Serialize;
 
 use super::subject::Subject;
@@ -80,8 +79,9 @@ pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answ
     let (new, new_packages) = Subject::parse(&diff.new)?
         .read(context)
         .with_context(attempted)?;
-    let summary = summarize((&old, old_packages), (&new, new_packages));
-    let paths = diff.files.then(|| paths(&old, &new));
+    let changes = bedplate_store::diff(&old, &new);
+    let summary = summarize(&changes, (&old, old_packages), (&new, new_packages));
+    let paths = diff.files.then(|| paths(changes));
     let out = &mut *context.out;
     if diff.json {
         json(out, &difference(summary, paths))?;
@@ -195,7 +195,7 @@ fn draw_path(out: &mut dyn Write, path: &Path) -> io::Result<()> {
     }
 }
 
-fn paths(old: &Tree, new: &Tree) -> Vec<Path> {
+fn paths(changes: Vec<Change>) -> Vec<Path> {
     let describe = |kind: ChangeKind| match kind {
         ChangeKind::Added => ("added", Vec::new()),
         ChangeKind::Removed => ("removed", Vec::new()),
@@ -204,7 +204,7 @@ fn paths(old: &Tree, new: &Tree) -> Vec<Path> {
             aspects.into_iter().map(|aspect| aspect.name()).collect(),
         ),
     };
-    bedplate_store::diff(old, new)
+    changes
         .into_iter()
         .map(|change| {
             let path = change.path.to_string();

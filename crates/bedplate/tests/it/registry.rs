@@ -219,7 +219,7 @@ fn damage_is_repaired_from_the_registry_that_the_image_came_from() {
     std::fs::remove_file(&files[0]).unwrap();
     let (code, text) = other("fsck --repair");
     assert_eq!(code, 5, "{text}");
-    assert!(text.contains("1 finding left"), "{text}");
+    assert!(text.contains("2 findings left"), "{text}");
     assert_eq!(other("fsck --repair --from store").0, 0);
 }
 
