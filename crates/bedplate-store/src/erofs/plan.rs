@@ -21,7 +21,8 @@ pub(super) struct Inode<'a> {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) mtime: Timestamp,
-    pub(super) xattrs: Xattrs,
+    /// In the order of their names. No map: a million small maps are most of the memory of a large image.
+    pub(super) xattrs: Box<[(Box<[u8]>, Box<[u8]>)]>,
     pub(super) body: Body<'a>,
 }
 
@@ -64,7 +65,6 @@ impl<'a> Plan<'a> {
         };
         let version = options.version;
         let mut inodes = vec![Inode::directory(tree, Tree::ROOT, version)];
-        overlay::mark_root(&mut inodes[0].xattrs);
         let mut algorithm = None;
         let mut positions: HashMap<NodeId, usize> = HashMap::new();
         let mut directories = Vec::new();
@@ -129,38 +129,39 @@ impl<'a> Plan<'a> {
 
 impl<'a> Inode<'a> {
     fn directory(tree: &Tree, id: NodeId, version: ErofsVersion) -> Self {
-        let mut inode = Self::leaf_of(
-            tree.node(id).st_mode(),
-            &tree.node(id).metadata,
-            Body::Bytes(&[]),
-        );
+        let node = tree.node(id);
         let mut whiteouts = false;
         let mut links = 2;
         for child in tree.entries(id).into_iter().flat_map(BTreeMap::values) {
             links += u32::from(tree.entries(*child).is_some());
             whiteouts |= is_whiteout(tree.node(*child));
         }
-        inode.links = links;
+        let mut xattrs = overlay::escape(&node.metadata.xattrs);
         if whiteouts {
-            overlay::mark_whiteouts(&mut inode.xattrs, version >= ErofsVersion::V1);
+            overlay::mark_whiteouts(&mut xattrs, version >= ErofsVersion::V1);
         }
+        if id == Tree::ROOT {
+            overlay::mark_root(&mut xattrs);
+        }
+        let mut inode = Self::new(node.st_mode(), &node.metadata, xattrs, Body::Bytes(&[]));
+        inode.links = links;
         inode
     }
 
     fn leaf(node: &'a Node, links: u32) -> Self {
-        let mut inode = Self::leaf_of(node.st_mode(), &node.metadata, Body::Bytes(&[]));
-        inode.links = links;
-        inode.body = match &node.content {
+        let mut xattrs = overlay::escape(&node.metadata.xattrs);
+        let mut st_mode = node.st_mode();
+        let body = match &node.content {
             Content::File(FileContent::Inline(bytes)) | Content::Symlink(bytes) => {
                 Body::Bytes(bytes)
             }
             Content::File(FileContent::Object { id, size }) => {
-                overlay::mark_object(&mut inode.xattrs, id);
+                overlay::mark_object(&mut xattrs, id);
                 Body::Elsewhere { size: *size }
             }
             Content::CharacterDevice(overlay::WHITEOUT_DEVICE) => {
-                overlay::mark_whiteout(&mut inode.xattrs);
-                inode.st_mode = 0o100_000 | (inode.st_mode & 0o7777);
+                overlay::mark_whiteout(&mut xattrs);
+                st_mode = 0o100_000 | (st_mode & 0o7777);
                 Body::Bytes(&[])
             }
             Content::CharacterDevice(device) | Content::BlockDevice(device) => {
@@ -168,6 +169,8 @@ impl<'a> Inode<'a> {
             }
             Content::Fifo | Content::Socket | Content::Directory(_) => Body::Device(0),
         };
+        let mut inode = Self::new(st_mode, &node.metadata, xattrs, body);
+        inode.links = links;
         inode
     }
 
@@ -178,22 +181,19 @@ impl<'a> Inode<'a> {
     /// Makes one of the whiteouts that hide the directories of objects.
     fn stub(tree: &Tree) -> Self {
         let root = &tree.node(Tree::ROOT).metadata;
-        let mut inode = Self::leaf_of(0o020_644, root, Body::Device(0));
-        inode.links = 1;
-        inode
-            .xattrs
-            .retain(|name, _| **name == *b"security.selinux");
-        inode
+        let mut xattrs = overlay::escape(&root.xattrs);
+        xattrs.retain(|name, _| **name == *b"security.selinux");
+        Self::new(0o020_644, root, xattrs, Body::Device(0))
     }
 
-    fn leaf_of(st_mode: u16, metadata: &Metadata, body: Body<'a>) -> Self {
+    fn new(st_mode: u16, metadata: &Metadata, xattrs: Xattrs, body: Body<'a>) -> Self {
         Self {
             st_mode,
             links: 1,
             uid: metadata.uid,
             gid: metadata.gid,
             mtime: metadata.mtime,
-            xattrs: overlay::escape(&metadata.xattrs),
+            xattrs: xattrs.into_iter().collect(),
             body,
         }
     }

@@ -155,8 +155,8 @@ fn write_head(plan: &Plan<'_>, places: &Places<'_>, out: &mut Output<'_>) {
     let has_acl = plan.inodes.iter().any(|inode| {
         inode
             .xattrs
-            .keys()
-            .any(|name| matches!(split_xattr(name).0, 2 | 3))
+            .iter()
+            .any(|(name, _)| matches!(split_xattr(name).0, 2 | 3))
     });
     out.put(&COMPOSEFS_MAGIC.to_le_bytes());
     out.put(&COMPOSEFS_HEADER_VERSION.to_le_bytes());
@@ -245,7 +245,7 @@ fn write_inode(
 
 fn write_xattrs(inode: &Inode<'_>, place: &Place, places: &Places<'_>, out: &mut Output<'_>) {
     let mut present = 0_u32;
-    for name in inode.xattrs.keys() {
+    for (name, _) in &inode.xattrs {
         let (index, suffix) = split_xattr(name);
         let hash = xxh32(suffix, XATTR_FILTER_SEED + u32::from(index));
         present |= 1 << (hash & 31);
