@@ -10,6 +10,8 @@
 //! An attribute `trusted.overlay.X` of the tree itself is kept as `trusted.overlay.overlay.X`, which
 //! overlayfs shows as it was.
 
+use std::borrow::Cow;
+
 use bedplate_model::{Algorithm, Content, Node, ObjectId, Rdev, Xattrs};
 
 const OVERLAY: &[u8] = b"trusted.overlay.";
@@ -39,6 +41,15 @@ pub(super) fn escape(xattrs: &Xattrs) -> Xattrs {
             None => (name.clone(), value.clone()),
         })
         .collect()
+}
+
+/// Returns a name without memory of its own where it is one that every object's file has.
+pub(super) fn static_name(name: Box<[u8]>) -> Cow<'static, [u8]> {
+    let usual = [METACOPY, REDIRECT];
+    match usual.into_iter().find(|usual| **usual == *name) {
+        Some(usual) => Cow::Borrowed(usual),
+        None => Cow::Owned(name.into()),
+    }
 }
 
 /// Adds what makes overlayfs take a file's content from an object.

@@ -35,9 +35,9 @@ pub(super) struct Place {
     /// The address of its first block of data, or 0.
     pub(super) address: u64,
     /// Its shared xattrs, as positions in the table.
-    pub(super) shared: Vec<usize>,
+    pub(super) shared: Box<[usize]>,
     /// Its other xattrs, in the order of their names, as positions in its own map.
-    pub(super) local: Vec<usize>,
+    pub(super) local: Box<[usize]>,
 }
 
 /// One xattr that several inodes share.
@@ -146,8 +146,8 @@ impl Place {
             blocks,
             tail,
             address: 0,
-            shared,
-            local,
+            shared: shared.into(),
+            local: local.into(),
         }
     }
 

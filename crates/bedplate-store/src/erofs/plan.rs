@@ -3,6 +3,7 @@
 //! Breadth first from the root, the entries of a directory in the order of their bytes; a hard-linked
 //! node stands where the first of its names stands in a walk depth first.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bedplate_model::{
@@ -22,7 +23,7 @@ pub(super) struct Inode<'a> {
     pub(super) gid: u32,
     pub(super) mtime: Timestamp,
     /// In the order of their names. No map: a million small maps are most of the memory of a large image.
-    pub(super) xattrs: Box<[(Box<[u8]>, Box<[u8]>)]>,
+    pub(super) xattrs: Box<[(Cow<'static, [u8]>, Box<[u8]>)]>,
     pub(super) body: Body<'a>,
 }
 
@@ -97,7 +98,9 @@ impl<'a> Plan<'a> {
                         Inode::directory(tree, id, version)
                     }
                     Some(id) => {
-                        positions.insert(id, here);
+                        if homes.contains_key(&id) {
+                            positions.insert(id, here);
+                        }
                         if let Content::File(FileContent::Object { id, .. }) =
                             &tree.node(id).content
                         {
@@ -193,7 +196,10 @@ impl<'a> Inode<'a> {
             uid: metadata.uid,
             gid: metadata.gid,
             mtime: metadata.mtime,
-            xattrs: xattrs.into_iter().collect(),
+            xattrs: xattrs
+                .into_iter()
+                .map(|(name, value)| (overlay::static_name(name), value))
+                .collect(),
             body,
         }
     }
