@@ -4,19 +4,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{fuzz, vm, wants_help};
+use crate::{crash, fuzz, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask campaign NAME [MINUTES]
 
   fuzz   every parser in turn, with a new seed each round
   vm     the virtual machine smoke test again and again: finds what happens only sometimes
+  crash  power cuts in every operation on a store, thousands of them, with a new seed each round
 
 Each goes on for MINUTES [default: 60] and ends at the first failure.
 ";
 
 /// How long a parser is tried before the next one has its turn.
 const FUZZ_TURN: u64 = 30;
+
+/// How many cuts an operation is given in a round.
+const CUTS: usize = 500;
 
 /// `cargo xtask campaign`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
@@ -38,6 +42,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     };
     let round: fn(u64) -> Result<()> = match name {
         "fuzz" => |number| fuzz::sample_all(number, FUZZ_TURN),
+        "crash" => |number| crash::cut_all(number, CUTS),
         "vm" => |_| vm::smoke(false),
         unknown => bail!("there is no campaign `{unknown}`; see `cargo xtask campaign --help`"),
     };

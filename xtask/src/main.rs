@@ -7,6 +7,7 @@
 //!       │           │         └─ testkit::qemu             the machine they run on
 //!       ├─ test ────┘
 //!       ├─ check
+//!       ├─ crash ─── testkit::powercut               the real program, cut off at any write
 //!       ├─ fuzz
 //!       └─ bench ─── images                                a pair of 1 GB trees, cached in target/bench
 //! ```
@@ -23,6 +24,7 @@ mod apt_sources;
 mod bench;
 mod campaign;
 mod check;
+mod crash;
 mod demo;
 mod fuzz;
 mod images;
@@ -50,7 +52,7 @@ Usage: cargo xtask VERB [ARGUMENTS]
   fuzz [PARSER…]     damaged input for every parser that strangers feed, for a bounded time
   vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
   vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
-  campaign NAME      long runs: fuzz, vm
+  campaign NAME      long runs: fuzz, vm, crash
   images             make the two Debian trees of the demo, and say where they are
 
 Every verb takes --help. Missing Debian packages are installed when this runs as root, and named otherwise.

@@ -6,17 +6,20 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::check::stage;
-use crate::{bench, fuzz, packages, programs, run, story, vm, wants_help};
+use crate::{bench, crash, fuzz, packages, programs, run, story, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask test [--no-vm]
 
-Unit, integration and documentation tests of the whole workspace, damaged input for every parser, the
-benchmark on a small tree, and the virtual machine smoke test. --no-vm leaves out the last.
+Unit, integration and documentation tests of the whole workspace, damaged input for every parser, power
+cuts, the benchmark on a small tree, and the virtual machine smoke test. --no-vm leaves out the last.
 ";
 
 /// How long each parser gets damaged input: enough to see what breaks at once.
 const FUZZ_SECONDS: u64 = 3;
+
+/// How many power cuts each operation gets: about 100 in all.
+const CUTS: usize = 14;
 
 /// Which tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +63,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     )?;
     passed += 1;
     part("damaged input", || fuzz::sample_all(1, FUZZ_SECONDS))?;
+    passed += 1;
+    part("power cuts", || crash::cut_all(1, CUTS))?;
     passed += 1;
     part("figures on a small tree", || {
         bench::measure(bench::Extent::Small)

@@ -1,0 +1,75 @@
+//! What is mounted, for as long as somebody holds it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// A mounted directory; it is taken off when this is dropped, and a loop device below it goes with it.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    directory: PathBuf,
+}
+
+impl Mounted {
+    /// Mounts an empty file system in memory.
+    pub(super) fn memory(directory: &Path) -> Result<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=4g,mode=0700", "tmpfs"]);
+        Self::by(mount, directory)
+    }
+
+    /// Mounts an ext4 file system that lies in a file.
+    pub(super) fn disk(file: &Path, directory: &Path, recorded: bool) -> Result<Self> {
+        let mut mount = Command::new("mount");
+        // A loop device of this kind is gone as soon as nothing is mounted from it. While a disk is
+        // recorded, the journal is written every second, not every five: more cuts that differ.
+        let options = if recorded { "loop,commit=1" } else { "loop" };
+        mount.args(["-t", "ext4", "-o", options]).arg(file);
+        Self::by(mount, directory)
+    }
+
+    fn by(mut mount: Command, directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        run(mount.arg(directory))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Takes it off, and says so where that fails.
+    pub(super) fn unmount(self) -> Result<()> {
+        run(Command::new("umount").arg(&self.directory))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: whatever still has a file open there, the mount goes. It may be gone already.
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg("--quiet")
+            .arg(&self.directory)
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+/// Runs a command that must succeed.
+pub(super) fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}

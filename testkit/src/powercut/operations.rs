@@ -1,0 +1,111 @@
+//! What is cut: one line each. Add one here, and every campaign has it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::program::{Program, REGISTRY};
+
+/// One operation on a store.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// What people call it.
+    pub name: &'static str,
+    /// The command lines that make the store which it begins with.
+    pub(super) before: &'static [&'static str],
+    /// The command line that is cut.
+    pub(super) command: &'static str,
+    /// Whether it may be run again when it is done; untag may not, for there is nothing left to untag.
+    pub(super) again: bool,
+}
+
+const fn operation(
+    name: &'static str,
+    before: &'static [&'static str],
+    command: &'static str,
+) -> Operation {
+    Operation {
+        name,
+        before,
+        command,
+        again: true,
+    }
+}
+
+/// Every operation that changes a store.
+pub const OPERATIONS: &[Operation] = &[
+    operation("commit into nothing", &[], "commit tree-1 os:v1"),
+    operation(
+        "commit of a changed tree",
+        &["commit tree-1 os:v1"],
+        "commit tree-2 os:v1",
+    ),
+    operation(
+        "import",
+        &["commit tree-2 os:v1"],
+        "import tree-1.tar os:v1",
+    ),
+    operation("pull", &["commit tree-2 os:v2"], "pull REGISTRY/os:v1"),
+    operation("tag", &["commit tree-1 os:v1"], "tag os:v1 os:a os:b os:c"),
+    Operation {
+        again: false,
+        ..operation(
+            "untag",
+            &["commit tree-1 os:v1", "tag os:v1 os:a os:b os:c"],
+            "untag os:a os:b os:c",
+        )
+    },
+    operation(
+        "gc",
+        &["commit tree-1 os:v1", "commit tree-2 os:v2", "untag os:v1"],
+        "gc",
+    ),
+];
+
+/// How many small files a tree has.
+const FILES: usize = 200;
+
+/// Makes two trees that share most of their files.
+pub(super) fn make_trees(place: &Path) -> Result<()> {
+    for version in [1, 2] {
+        let root = place.join(format!("tree-{version}"));
+        make_tree(&root, version).with_context(|| format!("making {}", root.display()))?;
+    }
+    Ok(())
+}
+
+fn make_tree(root: &Path, version: usize) -> std::io::Result<()> {
+    for directory in ["usr/bin", "usr/lib", "etc"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    for number in 0..FILES {
+        // One in eight differs between the versions.
+        let version = if number % 8 == 0 { version } else { 0 };
+        let text = format!("file {number} of version {version}\n").repeat(1 + number % 60 * 4);
+        fs::write(root.join(format!("usr/lib/file-{number}")), text)?;
+    }
+    // Of a size that is written past the page cache, and no multiple of a block.
+    fs::write(root.join("usr/bin/large"), vec![version as u8; 700_001])?;
+    fs::write(root.join("etc/empty"), "")?;
+    fs::write(root.join("etc/version"), version.to_string())?;
+    for number in 0..FILES / 10 {
+        let name = |directory| root.join(format!("usr/{directory}/file-{number}"));
+        fs::hard_link(name("lib"), name("bin"))?;
+    }
+    symlink("usr/bin", root.join("bin"))
+}
+
+/// Makes what is imported and pulled.
+pub(super) fn prepare(program: &Program) -> Result<()> {
+    let place = program.directory();
+    for line in [
+        "commit tree-1 os:v1",
+        "export os:v1 -o tree-1.tar",
+        &format!("push os:v1 {REGISTRY}/os:v1"),
+    ] {
+        program.run(place, line)?;
+    }
+    Ok(())
+}
