@@ -1,12 +1,16 @@
 //! For tests and developer commands only: trees to try things on, and machines to boot.
 //!
 //! ```text
-//! powercut the real program on a recorded disk, and what a power cut at any write leaves of it
+//! trial    the real program on real file systems, and what must hold whatever goes wrong
+//! powercut what a power cut at any write leaves of it
+//! faults   death and errors at any system call, and a full disk
 //! qemu     a virtual machine with a serial log, a shell over ssh, and one server in its network
 //! ```
 //!
 //! Nothing that ships depends on this crate, so it may speak anyhow.
 
+pub mod faults;
 pub mod powercut;
 pub mod qemu;
 pub mod trees;
+pub mod trial;

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{crash, fuzz, vm, wants_help};
+use crate::trial::Trial;
+use crate::{fuzz, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask campaign NAME [MINUTES]
@@ -12,6 +13,7 @@ Usage: cargo xtask campaign NAME [MINUTES]
   fuzz   every parser in turn, with a new seed each round
   vm     the virtual machine smoke test again and again: finds what happens only sometimes
   crash  power cuts in every operation on a store, thousands of them, with a new seed each round
+  faults death and errors at every system call of every operation on a store
 
 Each goes on for MINUTES [default: 60] and ends at the first failure.
 ";
@@ -20,7 +22,10 @@ Each goes on for MINUTES [default: 60] and ends at the first failure.
 const FUZZ_TURN: u64 = 30;
 
 /// How many cuts an operation is given in a round.
-const CUTS: usize = 500;
+const CUTS: u64 = 500;
+
+/// At how many system calls of an operation a fault is tried: more than there are.
+const CALLS: u64 = 2000;
 
 /// `cargo xtask campaign`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
@@ -42,7 +47,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     };
     let round: fn(u64) -> Result<()> = match name {
         "fuzz" => |number| fuzz::sample_all(number, FUZZ_TURN),
-        "crash" => |number| crash::cut_all(number, CUTS),
+        "crash" => |number| Trial::Crash.all(number, CUTS),
+        "faults" => |number| Trial::Faults.all(number, CALLS),
         "vm" => |_| vm::smoke(false),
         unknown => bail!("there is no campaign `{unknown}`; see `cargo xtask campaign --help`"),
     };

@@ -7,7 +7,7 @@
 //!       │           │         └─ testkit::qemu             the machine they run on
 //!       ├─ test ────┘
 //!       ├─ check
-//!       ├─ crash ─── testkit::powercut               the real program, cut off at any write
+//!       ├─ crash, faults ─ trial ─ testkit::trial      the real program, and what goes wrong at any write
 //!       ├─ fuzz
 //!       └─ bench ─── images                                a pair of 1 GB trees, cached in target/bench
 //! ```
@@ -24,7 +24,6 @@ mod apt_sources;
 mod bench;
 mod campaign;
 mod check;
-mod crash;
 mod demo;
 mod fuzz;
 mod images;
@@ -35,6 +34,7 @@ mod registry;
 mod run;
 mod story;
 mod test;
+mod trial;
 mod vm;
 mod workspace;
 
@@ -50,9 +50,11 @@ Usage: cargo xtask VERB [ARGUMENTS]
   check              format, lints and quick tests
   bench [--smoke]    measure against ostree, skopeo and umoci; writes docs/benchmarks.md
   fuzz [PARSER…]     damaged input for every parser that strangers feed, for a bounded time
+  crash [OPERATION…] power cuts at any write of an operation on a store, on a real file system
+  faults [OPERATION…] death and errors at any system call of it, and a full disk
   vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
   vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
-  campaign NAME      long runs: fuzz, vm, crash
+  campaign NAME      long runs: fuzz, vm, crash, faults
   images             make the two Debian trees of the demo, and say where they are
 
 Every verb takes --help. Missing Debian packages are installed when this runs as root, and named otherwise.
@@ -84,6 +86,8 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         "check" => check::run(rest),
         "bench" => bench::run(rest),
         "campaign" => campaign::run(rest),
+        "crash" => trial::run(trial::Trial::Crash, rest),
+        "faults" => trial::run(trial::Trial::Faults, rest),
         "fuzz" => fuzz::run(rest),
         "vm" => vm::run(rest),
         "images" => images::run(rest),

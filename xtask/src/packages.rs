@@ -30,8 +30,14 @@ pub(crate) const PEERS: &[&str] = &["skopeo", "podman", "erofs-utils"];
 /// What the benchmark compares with, and measures by.
 pub(crate) const BENCH: &[&str] = &["ostree", "skopeo", "umoci", "time"];
 
-/// What recording a disk needs, and the file system on it.
-pub(crate) const POWER_CUTS: &[&str] = &["qemu-system-common", "e2fsprogs", "mount"];
+/// What trying power cuts and failing system calls needs.
+pub(crate) const TRIALS: &[&str] = &[
+    "qemu-system-common",
+    "e2fsprogs",
+    "mount",
+    "strace",
+    "util-linux",
+];
 
 /// What entering a user namespace with a range of ids needs: nothing for root.
 pub(crate) fn namespace() -> &'static [&'static str] {

@@ -6,20 +6,24 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::check::stage;
-use crate::{bench, crash, fuzz, packages, programs, run, story, vm, wants_help};
+use crate::trial::Trial;
+use crate::{bench, fuzz, packages, programs, run, story, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask test [--no-vm]
 
 Unit, integration and documentation tests of the whole workspace, damaged input for every parser, power
-cuts, the benchmark on a small tree, and the virtual machine smoke test. --no-vm leaves out the last.
+cuts, failing system calls, the benchmark on a small tree, and the virtual machine smoke test. --no-vm leaves out the last.
 ";
 
 /// How long each parser gets damaged input: enough to see what breaks at once.
 const FUZZ_SECONDS: u64 = 3;
 
 /// How many power cuts each operation gets: about 100 in all.
-const CUTS: usize = 14;
+const CUTS: u64 = 14;
+
+/// At how many system calls of an operation each fault is tried.
+const CALLS: u64 = 4;
 
 /// Which tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +68,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     passed += 1;
     part("damaged input", || fuzz::sample_all(1, FUZZ_SECONDS))?;
     passed += 1;
-    part("power cuts", || crash::cut_all(1, CUTS))?;
+    part("power cuts", || Trial::Crash.all(1, CUTS))?;
+    passed += 1;
+    part("faults", || Trial::Faults.all(1, CALLS))?;
     passed += 1;
     part("figures on a small tree", || {
         bench::measure(bench::Extent::Small)

@@ -4,7 +4,7 @@
 //! bedplate ─ ext4 ─ loop ─ FUSE ─ qemu-storage-daemon ─┬─ disk       what the program works on
 //!                                                      └─ log        every write, every flush (log)
 //!                                     ┌─────────────────┘
-//! the disk before + a cut of the log (cuts) = what a power cut leaves ─ mount ─ check (operations, check)
+//! the disk before + a cut of the log (cuts) = what a power cut leaves ─ mount ─ check (trial)
 //! ```
 //!
 //! A cut is a position in the log: what was written before the last flush is on the disk; of what came
@@ -18,140 +18,81 @@
 //! Needs root (to mount), `qemu-storage-daemon` and `mkfs.ext4`. What is started and mounted goes with its
 //! owner, also on failure.
 
-mod check;
 mod cuts;
 mod log;
-mod mount;
-mod operations;
-mod program;
 mod record;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
-use check::Expected;
+use crate::trial::check::{self, Expected, Seen};
+use crate::trial::mount::Mounted;
+use crate::trial::{Bench, Operation, Tally};
 use cuts::{Cut, Disk};
-use mount::Mounted;
-use program::{Program, Registry};
 use record::Recording;
-
-pub use operations::{OPERATIONS, Operation};
 
 /// How many cuts are tried at once.
 const WORKERS: usize = 2;
 
-/// What became of the cuts of one operation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// How many cuts were tried.
-    pub cuts: u64,
-    /// After how many of them every ref was the old one.
-    pub old: u64,
-    /// After how many of them every ref was the new one.
-    pub new: u64,
-    /// After how many of them some refs were old and some new: operations on several names alone.
-    pub both: u64,
-}
-
-/// A place to cut operations in: the trees, a registry, and room for disks; all of it in memory.
-#[derive(Debug)]
-pub struct Bench {
-    program: Program,
-    // Before the memory that its files are in.
-    _registry: Registry,
-    memory: Mounted,
-}
-
-impl Bench {
-    /// Prepares what the operations work on: `bedplate` is the program, `scratch` a directory to mount on.
-    pub fn prepare(bedplate: &Path, scratch: &Path) -> Result<Self> {
-        let memory = Mounted::memory(scratch)?;
-        let place = memory.path();
-        operations::make_trees(place)?;
-        let mut program = Program::new(bedplate, place);
-        let registry = Registry::start(&program)?;
-        registry.address().clone_into(&mut program.registry);
-        let bench = Self {
-            program,
-            _registry: registry,
-            memory,
-        };
-        operations::prepare(&bench.program)?;
-        Ok(bench)
-    }
-
-    /// Records one operation, and tries `count` cuts of it that `seed` chooses.
-    pub fn cut(&self, operation: &Operation, count: usize, seed: u64) -> Result<Tally> {
-        let recording = Recording::make(operation, &self.program, self.memory.path())
-            .with_context(|| format!("recording `{}`", operation.name))?;
-        let cuts = cuts::choose(&recording.log, recording.begin, count, seed);
-        let tally = Mutex::new(Tally::default());
-        let queue = Mutex::new(Disk::new(recording.before, cuts.into_iter()));
-        let work = |worker: usize| -> Result<()> {
-            let place = self.memory.path().join(format!("cut-{worker}"));
-            fs::create_dir_all(&place).context("making a directory for a cut")?;
-            loop {
-                let next = queue
-                    .lock()
-                    .expect("no worker panics while it holds the queue")
-                    .next(&recording.log);
-                let Some((cut, image)) = next else {
-                    return Ok(());
-                };
-                let expected = Expected {
-                    old: &recording.old,
-                    new: &recording.new,
-                    done: cut.position >= recording.end,
-                };
-                let seen = self
-                    .check(operation, &expected, &image, &place)
-                    .with_context(|| explain(operation, &cut, seed, recording.end))?;
-                tally
-                    .lock()
-                    .expect("no worker panics while it holds the tally")
-                    .add(seen);
-            }
-        };
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..WORKERS)
-                .map(|worker| scope.spawn(move || work(worker)))
-                .collect();
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")))
-        })?;
-        Ok(tally
-            .into_inner()
-            .expect("no worker panics while it holds the tally"))
-    }
-
-    fn check(
-        &self,
-        operation: &Operation,
-        expected: &Expected<'_>,
-        image: &[u8],
-        place: &Path,
-    ) -> Result<check::Seen> {
-        let disk: PathBuf = place.join("disk.raw");
-        cuts::write_sparse(&disk, image)?;
-        let mounted = Mounted::disk(&disk, &place.join("mnt"), false)?;
-        check::check(operation, expected, &self.program, mounted.path(), place)
-    }
-}
-
-impl Tally {
-    fn add(&mut self, seen: check::Seen) {
-        self.cuts += 1;
-        match seen {
-            check::Seen::Old => self.old += 1,
-            check::Seen::New => self.new += 1,
-            check::Seen::Both => self.both += 1,
+/// Records one operation, and tries `count` cuts of it that `seed` chooses.
+pub fn cut(bench: &Bench, operation: &Operation, count: usize, seed: u64) -> Result<Tally> {
+    let recording = Recording::make(operation, &bench.program, bench.memory.path())
+        .with_context(|| format!("recording `{}`", operation.name))?;
+    let cuts = cuts::choose(&recording.log, recording.begin, count, seed);
+    let tally = Mutex::new(Tally::default());
+    let queue = Mutex::new(Disk::new(recording.before, cuts.into_iter()));
+    let work = |worker: usize| -> Result<()> {
+        let place = bench.memory.path().join(format!("cut-{worker}"));
+        fs::create_dir_all(&place).context("making a directory for a cut")?;
+        loop {
+            let next = queue
+                .lock()
+                .expect("no worker panics while it holds the queue")
+                .next(&recording.log);
+            let Some((cut, image)) = next else {
+                return Ok(());
+            };
+            let expected = Expected {
+                old: &recording.old,
+                new: &recording.new,
+                done: cut.position >= recording.end,
+            };
+            let seen = check_cut(bench, operation, &expected, &image, &place)
+                .with_context(|| explain(operation, &cut, seed, recording.end))?;
+            tally
+                .lock()
+                .expect("no worker panics while it holds the tally")
+                .add(seen);
         }
-    }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|worker| scope.spawn(move || work(worker)))
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")))
+    })?;
+    Ok(tally
+        .into_inner()
+        .expect("no worker panics while it holds the tally"))
+}
+
+fn check_cut(
+    bench: &Bench,
+    operation: &Operation,
+    expected: &Expected<'_>,
+    image: &[u8],
+    place: &Path,
+) -> Result<Seen> {
+    let disk = place.join("disk.raw");
+    cuts::write_sparse(&disk, image)?;
+    let mounted = Mounted::disk(&disk, &place.join("mnt"), false)?;
+    check::check(operation, expected, &bench.program, mounted.path(), place)
 }
 
 fn explain(operation: &Operation, cut: &Cut, seed: u64, end: usize) -> String {

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::check::{Refs, refs};
 use super::log::{self, Entry};
-use super::mount::{Mounted, run};
-use super::operations::Operation;
-use super::program::Program;
+use crate::trial::Operation;
+use crate::trial::check::{Refs, refs};
+use crate::trial::mount::{Mounted, make_ext4};
+use crate::trial::program::Program;
 
 /// The size of the disk: room for the small trees, twice.
 const DISK_SIZE: u64 = 48 << 20;
@@ -52,7 +52,7 @@ impl Recording {
         fs::create_dir(&place).context("making a directory for the disk")?;
         let disk = place.join("disk.raw");
         let directory = place.join("mnt");
-        make_empty(&disk)?;
+        make_ext4(&disk, DISK_SIZE)?;
         let mounted = Mounted::disk(&disk, &directory, false)?;
         for line in operation.before {
             program.run(mounted.path(), line)?;
@@ -79,16 +79,6 @@ impl Recording {
             new,
         })
     }
-}
-
-fn make_empty(disk: &Path) -> Result<()> {
-    let file = File::create(disk).context("making a disk")?;
-    file.set_len(DISK_SIZE).context("making a disk")?;
-    run(Command::new("mkfs.ext4")
-        .args(["-q", "-b", "4096"])
-        // All of it now: the kernel would go on in the background, for the recorder to see.
-        .args(["-E", "lazy_itable_init=0,lazy_journal_init=0"])
-        .arg(disk))
 }
 
 /// The daemon that serves a disk, and writes down what is written to it.

@@ -1,6 +1,6 @@
 //! What is mounted, for as long as somebody holds it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -8,20 +8,21 @@ use anyhow::{Context as _, Result, ensure};
 
 /// A mounted directory; it is taken off when this is dropped, and a loop device below it goes with it.
 #[derive(Debug)]
-pub(super) struct Mounted {
+pub(crate) struct Mounted {
     directory: PathBuf,
 }
 
 impl Mounted {
-    /// Mounts an empty file system in memory.
-    pub(super) fn memory(directory: &Path) -> Result<Self> {
+    /// Mounts an empty file system in memory; `size` is as `mount` takes it.
+    pub(crate) fn memory(directory: &Path, size: &str) -> Result<Self> {
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=4g,mode=0700", "tmpfs"]);
+        let options = format!("size={size},mode=0700");
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
         Self::by(mount, directory)
     }
 
     /// Mounts an ext4 file system that lies in a file.
-    pub(super) fn disk(file: &Path, directory: &Path, recorded: bool) -> Result<Self> {
+    pub(crate) fn disk(file: &Path, directory: &Path, recorded: bool) -> Result<Self> {
         let mut mount = Command::new("mount");
         // A loop device of this kind is gone as soon as nothing is mounted from it. While a disk is
         // recorded, the journal is written every second, not every five: more cuts that differ.
@@ -38,12 +39,12 @@ impl Mounted {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.directory
     }
 
     /// Takes it off, and says so where that fails.
-    pub(super) fn unmount(self) -> Result<()> {
+    pub(crate) fn unmount(self) -> Result<()> {
         run(Command::new("umount").arg(&self.directory))
     }
 }
@@ -60,8 +61,21 @@ impl Drop for Mounted {
     }
 }
 
+/// Makes an empty ext4 file system in a file of `size` bytes.
+pub(crate) fn make_ext4(file: &Path, size: u64) -> Result<()> {
+    File::create(file)
+        .and_then(|file| file.set_len(size))
+        .with_context(|| format!("making {}", file.display()))?;
+    run(Command::new("mkfs.ext4")
+        // Nothing is kept for root, who could otherwise write to a full disk.
+        .args(["-q", "-b", "4096", "-m", "0"])
+        // All of it now: the kernel would go on in the background, for a recorder to see.
+        .args(["-E", "lazy_itable_init=0,lazy_journal_init=0"])
+        .arg(file))
+}
+
 /// Runs a command that must succeed.
-pub(super) fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command
         .stdin(Stdio::null())
         .output()

@@ -14,11 +14,11 @@ pub struct Operation {
     /// What people call it.
     pub name: &'static str,
     /// The command lines that make the store which it begins with.
-    pub(super) before: &'static [&'static str],
+    pub(crate) before: &'static [&'static str],
     /// The command line that is cut.
-    pub(super) command: &'static str,
+    pub(crate) command: &'static str,
     /// Whether it may be run again when it is done; untag may not, for there is nothing left to untag.
-    pub(super) again: bool,
+    pub(crate) again: bool,
 }
 
 const fn operation(
@@ -68,7 +68,7 @@ pub const OPERATIONS: &[Operation] = &[
 const FILES: usize = 200;
 
 /// Makes two trees that share most of their files.
-pub(super) fn make_trees(place: &Path) -> Result<()> {
+pub(crate) fn make_trees(place: &Path) -> Result<()> {
     for version in [1, 2] {
         let root = place.join(format!("tree-{version}"));
         make_tree(&root, version).with_context(|| format!("making {}", root.display()))?;
@@ -98,7 +98,7 @@ fn make_tree(root: &Path, version: usize) -> std::io::Result<()> {
 }
 
 /// Makes what is imported and pulled.
-pub(super) fn prepare(program: &Program) -> Result<()> {
+pub(crate) fn prepare(program: &Program) -> Result<()> {
     let place = program.directory();
     for line in [
         "commit tree-1 os:v1",

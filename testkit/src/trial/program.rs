@@ -7,19 +7,22 @@ use std::process::{Child, Command, Output, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 /// What stands for the registry's address in a command line.
-pub(super) const REGISTRY: &str = "REGISTRY";
+pub(crate) const REGISTRY: &str = "REGISTRY";
+
+/// Where programs are looked for.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The program, run where the trees are.
 #[derive(Clone, Debug)]
-pub(super) struct Program {
+pub(crate) struct Program {
     bedplate: PathBuf,
     directory: PathBuf,
     /// Host and port of the registry.
-    pub(super) registry: String,
+    pub(crate) registry: String,
 }
 
 impl Program {
-    pub(super) fn new(bedplate: &Path, directory: &Path) -> Self {
+    pub(crate) fn new(bedplate: &Path, directory: &Path) -> Self {
         Self {
             bedplate: bedplate.to_owned(),
             directory: directory.to_owned(),
@@ -28,18 +31,18 @@ impl Program {
     }
 
     /// The directory that command lines are relative to.
-    pub(super) fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// The program with a store below `root`, and nothing of the tester's environment.
-    pub(super) fn command(&self, root: &Path) -> Command {
+    pub(crate) fn command(&self, root: &Path) -> Command {
         let mut command = Command::new(&self.bedplate);
         command
             .current_dir(&self.directory)
             .env_clear()
             .env("HOME", &self.directory)
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PATH", PATH)
             .arg("--quiet")
             .arg("--store")
             .arg(root.join("store"))
@@ -47,8 +50,23 @@ impl Program {
         command
     }
 
+    /// A command line, run by another program: `by` takes it as its last arguments.
+    pub(crate) fn wrapped(&self, mut by: Command, root: &Path, line: &str) -> Command {
+        let line = line.replace(REGISTRY, &self.registry);
+        let command = self.command(root);
+        by.arg(command.get_program())
+            .args(command.get_args())
+            .args(line.split(' '))
+            .current_dir(&self.directory)
+            .env_clear()
+            .env("HOME", &self.directory)
+            .env("PATH", PATH)
+            .stdin(Stdio::null());
+        by
+    }
+
     /// Runs a command line, split at spaces, whatever becomes of it.
-    pub(super) fn try_run(&self, root: &Path, line: &str) -> Result<Output> {
+    pub(crate) fn try_run(&self, root: &Path, line: &str) -> Result<Output> {
         let line = line.replace(REGISTRY, &self.registry);
         self.command(root)
             .args(line.split(' '))
@@ -57,30 +75,38 @@ impl Program {
     }
 
     /// Runs a command line that must succeed, and returns what it printed.
-    pub(super) fn run(&self, root: &Path, line: &str) -> Result<String> {
+    pub(crate) fn run(&self, root: &Path, line: &str) -> Result<String> {
         let output = self.try_run(root, line)?;
         let printed = String::from_utf8_lossy(&output.stdout)
             .trim_end()
             .to_owned();
         ensure!(
             output.status.success(),
-            "`bedplate {line}` ended with {}: {printed} {}",
+            "`bedplate {line}` ended with {}: {} {}",
             output.status,
-            String::from_utf8_lossy(&output.stderr).trim_end()
+            beginning(&printed),
+            beginning(&String::from_utf8_lossy(&output.stderr))
         );
         Ok(printed)
     }
 }
 
+/// The first lines of a text: fsck may say the same of each of a thousand objects.
+fn beginning(text: &str) -> String {
+    const LINES: usize = 5;
+    let lines: Vec<&str> = text.lines().take(LINES).collect();
+    lines.join("\n")
+}
+
 /// `bedplate serve` on a free port of the loopback; it ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Registry {
+pub(crate) struct Registry {
     server: Child,
     address: String,
 }
 
 impl Registry {
-    pub(super) fn start(program: &Program) -> Result<Self> {
+    pub(crate) fn start(program: &Program) -> Result<Self> {
         let server = program
             .command(program.directory())
             .args(["serve", "--listen", "127.0.0.1:0", "--dir", "registry"])
@@ -110,7 +136,7 @@ impl Registry {
         Ok(registry)
     }
 
-    pub(super) fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.address
     }
 }

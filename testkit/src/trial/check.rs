@@ -11,20 +11,20 @@ use super::operations::Operation;
 use super::program::Program;
 
 /// Each name, and the root digest of the image that it names.
-pub(super) type Refs = BTreeMap<String, String>;
+pub(crate) type Refs = BTreeMap<String, String>;
 
 /// What may be found.
 #[derive(Debug)]
-pub(super) struct Expected<'a> {
-    pub(super) old: &'a Refs,
-    pub(super) new: &'a Refs,
+pub(crate) struct Expected<'a> {
+    pub(crate) old: &'a Refs,
+    pub(crate) new: &'a Refs,
     /// The program had ended when the power was cut: what it did stays.
-    pub(super) done: bool,
+    pub(crate) done: bool,
 }
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     Old,
     New,
     /// Of several names, some.
@@ -32,7 +32,7 @@ pub(super) enum Seen {
 }
 
 /// Checks the store below `root`, then runs the operation again, and checks again.
-pub(super) fn check(
+pub(crate) fn check(
     operation: &Operation,
     expected: &Expected<'_>,
     program: &Program,
@@ -105,7 +105,7 @@ fn whole(program: &Program, root: &Path) -> Result<()> {
 }
 
 /// Reads which refs the store has.
-pub(super) fn refs(program: &Program, root: &Path) -> Result<Refs> {
+pub(crate) fn refs(program: &Program, root: &Path) -> Result<Refs> {
     #[derive(Deserialize)]
     struct Image {
         name: String,

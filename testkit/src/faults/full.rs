@@ -1,0 +1,100 @@
+//! A disk that is really full: the operation on file systems with less and less room.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::trial::check::{self, Expected, refs};
+use crate::trial::mount::{Mounted, make_ext4};
+use crate::trial::{Bench, Operation, Tally};
+
+use super::Stores;
+
+/// Which file system is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// ext4, on 32 MB.
+    Ext4,
+    /// tmpfs, of 32 MB.
+    Tmpfs,
+}
+
+/// The size of the disk, in bytes.
+const SIZE: u64 = 32 << 20;
+/// What takes the room away.
+const BALLAST: &str = "ballast";
+
+/// Tries an operation with each of `steps` amounts of room, from none at all to more than enough.
+pub fn fill(bench: &Bench, operation: &Operation, disk: Disk, steps: u64) -> Result<Tally> {
+    let place = bench.memory.path().join("full");
+    fs::create_dir_all(&place).context("making a directory for the disk")?;
+    let directory = place.join("mnt");
+    let mounted = match disk {
+        Disk::Ext4 => {
+            let file = place.join("disk.raw");
+            make_ext4(&file, SIZE)?;
+            Mounted::disk(&file, &directory, false)?
+        }
+        Disk::Tmpfs => Mounted::memory(&directory, &SIZE.to_string())?,
+    };
+    let root = mounted.path();
+    let stores = Stores::prepare(bench, operation, root)?;
+    let mut tally = Tally::default();
+    let most = 2 << 20;
+    for step in 0..=steps {
+        let room = most * step / steps;
+        let seen = stores
+            .reset_and(|store| {
+                take_all_but(room, root)?;
+                let output = bench.program.try_run(store, operation.command)?;
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                let left = fs::read_dir(store.join("store/tmp")).map_or(0, Iterator::count);
+                fs::remove_file(root.join(BALLAST)).context("giving room back")?;
+                if !output.status.success() {
+                    ensure!(
+                        output.status.code() == Some(3) && said.contains("free some space"),
+                        "it ended with {}: {said}",
+                        output.status
+                    );
+                    ensure!(left == 0, "it left something in tmp/ after: {said}");
+                }
+                let expected = Expected {
+                    old: &stores.old,
+                    new: &stores.new,
+                    done: output.status.success(),
+                };
+                check::check(operation, &expected, &bench.program, store, &place)
+            })
+            .with_context(|| {
+                format!("`{}` on {disk:?} with {room} bytes of room", operation.name)
+            })?;
+        tally.add(seen);
+    }
+    ensure!(
+        refs(&bench.program, &root.join("now"))? == stores.new,
+        "{most} bytes were not enough"
+    );
+    Ok(tally)
+}
+
+/// Writes until the disk is full, then gives `room` bytes back.
+fn take_all_but(room: u64, root: &Path) -> Result<()> {
+    let path = root.join(BALLAST);
+    let file = File::create(&path).context("making the ballast")?;
+    let mut length = 0_u64;
+    for size in [1 << 20, 4096, 512] {
+        let bytes = vec![1; size];
+        while let Ok(count) = (&file).write(&bytes) {
+            length += count as u64;
+            // On the disk: what is promised only would not be missing.
+            if count < size || file.sync_data().is_err() {
+                break;
+            }
+        }
+    }
+    file.set_len(length.saturating_sub(room))
+        .and_then(|()| file.sync_all())
+        .context("giving room back")
+}

@@ -1,0 +1,203 @@
+//! Death and errors at any system call of the real program, and a disk that is really full.
+//!
+//! ```text
+//! taskset (one processor) ─ strace (the n-th call of a set: SIGKILL, ENOSPC or EIO) ─ bedplate ─ ext4
+//! n = 1, 2, … until no call is left
+//! ```
+//!
+//! On one processor, commit, tag, gc and their kin are one thread, so that n counts all of their calls. Where
+//! there are more threads (pull, import), each counts for itself: the one that comes to its n-th call first
+//! dies with the process, or each has its n-th call fail.
+//!
+//! Invariants, besides those of [`crate::trial`]: an error ends in exit code 3 (this host must act), says
+//! so without a panic, and leaves nothing in `tmp/`, unless the call that failed was to remove it.
+
+mod full;
+mod trace;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::trial::check::{self, Expected, Refs, refs};
+use crate::trial::mount::{Mounted, make_ext4, run};
+use crate::trial::{Bench, Operation, Tally};
+use trace::{Injection, Outcome};
+
+pub use full::{Disk, fill};
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What people call it.
+    pub name: &'static str,
+    /// At which system calls, as strace takes them.
+    calls: &'static str,
+    /// What strace does there.
+    what: &'static str,
+}
+
+/// Every fault.
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        name: "killed",
+        calls: "open,openat,write,pwrite64,writev,mkdir,mkdirat,link,linkat,unlink,unlinkat,rmdir,rename,\
+                renameat,renameat2,fsync,fdatasync,syncfs,ftruncate,fallocate,chmod,fchmod,ioctl,flock",
+        what: "signal=KILL",
+    },
+    Fault {
+        name: "disk full",
+        calls: "write,pwrite64,mkdir,mkdirat,link,linkat,rename,renameat,renameat2,fsync,syncfs,fallocate",
+        what: "error=ENOSPC",
+    },
+    Fault {
+        name: "write error",
+        calls: "write,pwrite64,mkdir,mkdirat,link,linkat,unlink,unlinkat,rename,renameat,renameat2,fsync,\
+                fdatasync,syncfs,ftruncate,fallocate",
+        what: "error=EIO",
+    },
+    Fault {
+        name: "read error",
+        calls: "read,pread64,getdents64,open,openat",
+        what: "error=EIO",
+    },
+];
+
+/// The size of the disk that all this happens on, in bytes.
+const DISK_SIZE: u64 = 96 << 20;
+
+/// Tries `fault` at up to `count` calls of an operation, from the first to the last; `seed` chooses which.
+pub fn inject(
+    bench: &Bench,
+    operation: &Operation,
+    fault: &Fault,
+    count: u64,
+    seed: u64,
+) -> Result<Tally> {
+    let place = bench.memory.path().join("faults");
+    fs::create_dir_all(&place).context("making a directory for the disk")?;
+    let disk = place.join("disk.raw");
+    make_ext4(&disk, DISK_SIZE)?;
+    let mounted = Mounted::disk(&disk, &place.join("mnt"), false)?;
+    let stores = Stores::prepare(bench, operation, mounted.path())?;
+    let calls = stores.reset_and(|root| {
+        let injection = Injection {
+            calls: fault.calls,
+            what: None,
+        };
+        Ok(trace::run(&bench.program, root, operation, &injection, &place)?.calls)
+    })?;
+    let mut tally = Tally::default();
+    for number in points(calls, count, seed) {
+        let seen = stores
+            .reset_and(|root| {
+                let injection = Injection {
+                    calls: fault.calls,
+                    what: Some((fault.what, number)),
+                };
+                let outcome = trace::run(&bench.program, root, operation, &injection, &place)?;
+                judge(&outcome, root)
+                    .with_context(|| format!("at {}", outcome.injected.join(", ")))?;
+                let expected = Expected {
+                    old: &stores.old,
+                    new: &stores.new,
+                    done: outcome.code == Some(0),
+                };
+                check::check(operation, &expected, &bench.program, root, &place)
+                    .with_context(|| format!("at {}", outcome.injected.join(", ")))
+            })
+            .with_context(|| {
+                format!(
+                    "`{}`, {} at call {number} of {calls}",
+                    operation.name, fault.name
+                )
+            })?;
+        tally.add(seen);
+    }
+    Ok(tally)
+}
+
+/// Which of `calls` calls are tried: all, or `count` spread over them.
+fn points(calls: u64, count: u64, seed: u64) -> Vec<u64> {
+    if calls <= count {
+        return (1..=calls).collect();
+    }
+    let offset = seed.wrapping_mul(7) % calls;
+    (0..count)
+        .map(|number| (number * calls / count + offset) % calls + 1)
+        .collect()
+}
+
+/// Whether the program ended as it should.
+fn judge(outcome: &Outcome, root: &Path) -> Result<()> {
+    let Some(code) = outcome.code else {
+        return Ok(()); // killed, as was asked for
+    };
+    ensure!(
+        !outcome.said.contains("panicked"),
+        "it panicked: {}",
+        outcome.said
+    );
+    match code {
+        // What failed was not needed.
+        0 => Ok(()),
+        3 => {
+            ensure!(
+                outcome.said.contains("error: ") && outcome.said.contains("(os error"),
+                "it does not say why it failed: {}",
+                outcome.said
+            );
+            let tmp = root.join("store/tmp");
+            let left = fs::read_dir(&tmp).map_or(0, Iterator::count);
+            ensure!(
+                left == 0 || outcome.hindered_removal(),
+                "it left something in tmp/ after: {}",
+                outcome.said
+            );
+            Ok(())
+        }
+        code => bail!("it ended with exit code {code}: {}", outcome.said),
+    }
+}
+
+/// A store before an operation, kept so that each try begins with the same, and what the refs were.
+#[derive(Debug)]
+struct Stores<'a> {
+    place: &'a Path,
+    old: Refs,
+    new: Refs,
+}
+
+impl<'a> Stores<'a> {
+    fn prepare(bench: &Bench, operation: &Operation, place: &'a Path) -> Result<Self> {
+        let before = place.join("before");
+        fs::create_dir(&before).context("making a directory for the store")?;
+        for line in operation.before {
+            bench.program.run(&before, line)?;
+        }
+        let mut stores = Self {
+            place,
+            old: refs(&bench.program, &before)?,
+            new: Refs::new(),
+        };
+        stores.new = stores.reset_and(|root| {
+            bench.program.run(root, operation.command)?;
+            refs(&bench.program, root)
+        })?;
+        Ok(stores)
+    }
+
+    /// Does something with the store as it was before.
+    fn reset_and<T>(&self, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let root = self.place.join("now");
+        if root.exists() {
+            fs::remove_dir_all(&root).context("removing the store of the last try")?;
+        }
+        run(Command::new("cp")
+            .args(["--archive", "--reflink=auto"])
+            .args([&self.place.join("before"), &root]))?;
+        work(&root)
+    }
+}

@@ -1,0 +1,112 @@
+//! Runs the program under strace, which makes one of its calls fail.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::trial::Operation;
+use crate::trial::program::Program;
+
+/// What strace is to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Injection {
+    /// At which calls.
+    pub(super) calls: &'static str,
+    /// What, and at the how manieth call of each thread, from 1; otherwise the calls are counted.
+    pub(super) what: Option<(&'static str, u64)>,
+}
+
+/// How the program ended.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    /// Its exit code, unless it was killed.
+    pub(super) code: Option<i32>,
+    /// What it wrote to standard error.
+    pub(super) said: String,
+    /// The calls that failed, as strace shows them.
+    pub(super) injected: Vec<String>,
+    /// How many of these calls the busiest thread made.
+    pub(super) calls: u64,
+}
+
+impl Outcome {
+    /// Whether a call failed that removes something, or finds what is to be removed.
+    pub(super) fn hindered_removal(&self) -> bool {
+        let removes = |call: &String| {
+            ["unlink", "rmdir", "getdents", "open"]
+                .iter()
+                .any(|name| call.starts_with(name))
+        };
+        self.injected.iter().any(removes)
+    }
+}
+
+/// Runs an operation on the store below `root`; the trace is written below `place`.
+pub(super) fn run(
+    program: &Program,
+    root: &Path,
+    operation: &Operation,
+    injection: &Injection,
+    place: &Path,
+) -> Result<Outcome> {
+    let trace = place.join("trace");
+    let mut command = Command::new("taskset");
+    command
+        .args([
+            "--cpu-list",
+            "0",
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-s",
+            "80",
+        ])
+        .arg("-o")
+        .arg(&trace)
+        .arg(format!("--trace={}", injection.calls));
+    if let Some((what, number)) = injection.what {
+        command.arg(format!("--inject={}:{what}:when={number}", injection.calls));
+    }
+    let output = program
+        .wrapped(command, root, operation.command)
+        .output()
+        .context("starting taskset and strace")?;
+    let trace = fs::read_to_string(&trace).context("reading what strace wrote")?;
+    let killed = output.status.signal().is_some() || trace.contains("+++ killed by SIGKILL");
+    let said = String::from_utf8_lossy(&output.stderr)
+        .trim_end()
+        .to_owned();
+    ensure!(
+        !trace.is_empty() && !said.starts_with("strace: "),
+        "strace does not work: {said}"
+    );
+    let mut each: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut injected = Vec::new();
+    for line in trace.lines() {
+        let Some((thread, call)) = line.split_once(' ') else {
+            continue;
+        };
+        if call
+            .trim_start()
+            .starts_with(|first: char| first.is_ascii_lowercase())
+        {
+            *each.entry(thread).or_default() += 1;
+        }
+        if call.contains("(INJECTED)")
+            || call.ends_with(" <unfinished ...>)")
+            || call.ends_with(" = ?")
+        {
+            injected.push(call.trim().to_owned());
+        }
+    }
+    Ok(Outcome {
+        code: if killed { None } else { output.status.code() },
+        said,
+        injected,
+        calls: each.into_values().max().unwrap_or(0),
+    })
+}
