@@ -14,6 +14,9 @@ use bedplate_model::{
 use super::overlay;
 use super::{HardLinks, Options};
 
+/// Name and value of an extended attribute.
+type Xattr = (Cow<'static, [u8]>, Box<[u8]>);
+
 /// One inode of the image.
 #[derive(Debug)]
 pub(super) struct Inode<'a> {
@@ -23,7 +26,7 @@ pub(super) struct Inode<'a> {
     pub(super) gid: u32,
     pub(super) mtime: Timestamp,
     /// In the order of their names. No map: a million small maps are most of the memory of a large image.
-    pub(super) xattrs: Box<[(Cow<'static, [u8]>, Box<[u8]>)]>,
+    pub(super) xattrs: Box<[Xattr]>,
     pub(super) body: Body<'a>,
 }
 
