@@ -67,6 +67,7 @@ pub fn parse_rpm_sqlite(bytes: &[u8]) -> Result<Vec<Package>, ParsePackagesError
 }
 
 /// Reads the header of a package; `Some(None)` where it is of no package.
+#[expect(clippy::option_option, reason = "damage, no package, a package")]
 fn package(header: &[u8]) -> Option<Option<Package>> {
     let entries = be32(header, 0)? as usize;
     let index = header.get(8..)?.get(..entries.checked_mul(16)?)?;

@@ -61,6 +61,7 @@ pub(crate) struct RefChanges {
     /// `None` removes the ref.
     changes: Vec<(ImageName, Option<RefTarget>)>,
     /// The bytes that the only ref's file had when its new document was written early.
+    #[expect(clippy::option_option, reason = "not read, no file, its bytes")]
     early: Option<Option<Vec<u8>>>,
 }
 
@@ -326,6 +327,7 @@ impl Journal {
     }
 
     /// Returns what the journal says of a ref: `None` where nothing, `Some(None)` where it is removed.
+    #[expect(clippy::option_option, reason = "unmentioned, removed, set")]
     pub(super) fn document(&self, name: &ImageName) -> Option<Option<&RefDocument>> {
         self.refs
             .iter()
