@@ -292,7 +292,11 @@ fn already_here(
         created: options.now,
         ..known
     };
-    set_ref(store, image, target)?;
+    match set_ref(store, image, target) {
+        // The ref leads to something that is gone: fetching it again mends that.
+        Err(StoreError::Put(PutError::Missing(_))) => return Ok(None),
+        other => other?,
+    }
     let different: HashSet<Sha256> = manifest.layers.iter().map(|blob| blob.digest).collect();
     Ok(Some(Pulled {
         root,

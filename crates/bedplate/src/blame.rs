@@ -154,6 +154,7 @@ fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stat
             _ => None,
         };
     }
+    // The chain of causes shows its box, which no downcast sees through.
     if let Some(CheckoutError::Content { source, .. }) = error.downcast_ref() {
         return Some(&**source);
     }
@@ -341,6 +342,12 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             Blame::Usage,
             "an image cannot hold it: see docs/format/image.md",
         );
+    }
+    if let Some(PutError::Missing(_)) = error.downcast_ref() {
+        return say(Blame::Damage, DAMAGE_HINT);
+    }
+    if let Some(GcError::Layer { .. }) = error.downcast_ref() {
+        return say(Blame::Damage, DAMAGE_HINT);
     }
     if let Some(RefsError::Damaged { .. } | RefsError::Misplaced { .. }) = error.downcast_ref() {
         return say(Blame::Damage, DAMAGE_HINT);

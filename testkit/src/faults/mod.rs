@@ -98,6 +98,9 @@ pub fn inject(
                     what: Some((fault.what, number)),
                 };
                 let outcome = trace::run(&bench.program, root, operation, &injection, &place)?;
+                if !outcome.was_hit() {
+                    return Ok(None);
+                }
                 judge(&outcome, root)
                     .with_context(|| format!("at {}", outcome.injected.join(", ")))?;
                 let expected = Expected {
@@ -106,6 +109,7 @@ pub fn inject(
                     done: outcome.code == Some(0),
                 };
                 check::check(operation, &expected, &bench.program, root, &place)
+                    .map(Some)
                     .with_context(|| format!("at {}", outcome.injected.join(", ")))
             })
             .with_context(|| {
@@ -114,8 +118,16 @@ pub fn inject(
                     operation.name, fault.name
                 )
             })?;
-        tally.add(seen);
+        if let Some(seen) = seen {
+            tally.add(seen);
+        }
     }
+    ensure!(
+        tally.tries > 0,
+        "no call of `{}` was hit: {}",
+        operation.name,
+        fault.name
+    );
     Ok(tally)
 }
 
@@ -145,7 +157,8 @@ fn judge(outcome: &Outcome, root: &Path) -> Result<()> {
         0 => Ok(()),
         3 => {
             ensure!(
-                outcome.said.contains("error: ") && outcome.said.contains("(os error"),
+                outcome.was_silenced()
+                    || outcome.said.contains("error: ") && outcome.said.contains("(os error"),
                 "it does not say why it failed: {}",
                 outcome.said
             );

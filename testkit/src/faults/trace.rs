@@ -34,6 +34,17 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Whether a call failed at all: threads come to another number of calls in each run.
+    pub(super) fn was_hit(&self) -> bool {
+        self.code.is_none() || !self.injected.is_empty()
+    }
+
+    /// Whether it could not even say what failed.
+    pub(super) fn was_silenced(&self) -> bool {
+        let prints = |call: &String| call.starts_with("write(1,") || call.starts_with("write(2,");
+        self.injected.iter().any(prints)
+    }
+
     /// Whether a call failed that removes something, or finds what is to be removed.
     pub(super) fn hindered_removal(&self) -> bool {
         let removes = |call: &String| {

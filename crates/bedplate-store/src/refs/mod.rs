@@ -358,6 +358,13 @@ impl Store {
                 Err(source) => return Err(RefsError::Read { path, source }),
             };
             let document = PinDocument::parse(&bytes, &path)?;
+            // Whoever gives up one of the two would otherwise give up the other.
+            if path.file_name() != Some(document.pin.name.as_ref()) {
+                return Err(RefsError::Misplaced {
+                    path,
+                    found: document.pin.name,
+                });
+            }
             pins.push(document.pin);
         }
         pins.sort_by(|one, other| one.name.cmp(&other.name));

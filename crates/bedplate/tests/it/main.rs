@@ -1,5 +1,6 @@
 //! The program as a person types it: a few transcripts for each verb.
 
+mod damage;
 mod errors;
 mod kill;
 mod linked;
