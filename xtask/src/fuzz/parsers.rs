@@ -1,6 +1,7 @@
 //! The parsers, each with seeds from our own writers and with what must hold for what it accepts.
 
 mod boot;
+mod packages;
 mod trees;
 
 use anyhow::Result;
@@ -51,6 +52,24 @@ pub(super) const PARSERS: &[Parser] = &[
         seeds: boot::files,
         repair: leave,
         parse: boot::file,
+    },
+    Parser {
+        name: "load-option",
+        seeds: boot::load_options,
+        repair: leave,
+        parse: boot::load_option,
+    },
+    Parser {
+        name: "package-texts",
+        seeds: packages::texts,
+        repair: leave,
+        parse: packages::text,
+    },
+    Parser {
+        name: "rpm-database",
+        seeds: packages::databases,
+        repair: leave,
+        parse: packages::database,
     },
     Parser {
         name: "tar",

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use bedplate_boot::cmdline::{BootArguments, Cmdline};
 use bedplate_boot::entry::{BootEntry, EntryName};
+use bedplate_boot::firmware::{HardDrive, LoadOption};
 use bedplate_boot::kargs;
 use bedplate_boot::loader_conf::LoaderConf;
 
@@ -75,4 +76,31 @@ pub(super) fn file(input: &[u8]) {
         );
     }
     let _ = BootArguments::of(&Cmdline::parse(text));
+}
+
+pub(super) fn load_options() -> Result<Vec<Vec<u8>>> {
+    let partition = HardDrive {
+        number: 1,
+        start: 2048,
+        length: 1 << 20,
+        guid: [7; 16],
+    };
+    let ours = LoadOption::new(
+        "Bedplate (2)".into(),
+        partition,
+        r"\EFI\systemd\a.efi".into(),
+    );
+    let mut theirs = ours.encode()?;
+    theirs.extend_from_slice(b"optional data");
+    Ok(vec![ours.encode()?, theirs])
+}
+
+pub(super) fn load_option(input: &[u8]) {
+    let Ok(option) = LoadOption::decode(input) else {
+        return;
+    };
+    let Ok(printed) = option.encode() else {
+        return;
+    };
+    assert_eq!(LoadOption::decode(&printed).ok(), Some(option));
 }
