@@ -22,8 +22,8 @@ use bedplate_store::fsck::{FsckError, RepairError};
 use bedplate_store::gc::GcError;
 use bedplate_store::layer::{ImportError, LayerError, WriteTarError};
 use bedplate_store::{
-    BeginError, CheckoutError, CommitError, CreateError, FindError, Item, OpenError, PutError,
-    ReadContentError, ReadStoreError, RefsError, ScanError,
+    BeginError, CheckoutError, CommitError, CreateError, FindError, IndexError, Item, OpenError,
+    PutError, ReadContentError, ReadStoreError, RefsError, ScanError,
 };
 use bedplate_sys::mount::MountImageError;
 use bedplate_transport::serve::ServeError;
@@ -191,6 +191,7 @@ fn of_operation(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)
         || error.is::<GrowError>()
         || error.is::<RegisterError>()
         || error.is::<FsckError>()
+        || error.is::<IndexError>()
         || error.is::<RepairError>()
     {
         return say(Blame::Host);

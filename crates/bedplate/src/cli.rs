@@ -434,6 +434,9 @@ pub(crate) struct Fsck {
     /// registries that images came from
     #[arg(long)]
     pub(crate) repair: bool,
+    /// Make the index anew, by which contents are found under their SHA-256
+    #[arg(long, conflicts_with_all = ["quick", "repair"])]
+    pub(crate) rebuild_index: bool,
     /// Another store to repair from
     #[arg(long, value_name = "STORE", requires = "repair")]
     pub(crate) from: Vec<PathBuf>,

@@ -97,7 +97,9 @@ pub enum IndexError {
 pub struct RebuiltIndex {
     /// How many contents the index knows now.
     pub entries: u64,
-    /// The bytes that were read for it.
+    /// How many objects and images were read for it.
+    pub items: u64,
+    /// The bytes of the objects.
     pub bytes: u64,
     /// What could not be read, or is damaged: the index does not name it.
     pub left_out: Vec<ReadStoreError>,
@@ -159,15 +161,16 @@ impl Store {
             let entries = match item {
                 Item::Object(id) => self.index_object(id, &buffers),
                 Item::Image(id) => self.index_image(&id),
-                Item::Layer(_) | Item::Blob(_) => Ok((Vec::new(), 0)),
+                Item::Layer(_) | Item::Blob(_) => return Ok(()),
             };
+            let (all, report) = &mut *lock();
+            report.items += 1;
             match entries {
                 Ok((entries, bytes)) => {
-                    let (all, report) = &mut *lock();
                     all.extend(entries);
                     report.bytes += bytes;
                 }
-                Err(error) => lock().1.left_out.push(error),
+                Err(error) => report.left_out.push(error),
             }
             Ok::<(), std::convert::Infallible>(())
         });

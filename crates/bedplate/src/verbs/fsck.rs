@@ -1,4 +1,5 @@
-//! `fsck`: checks every object, image and name of the store, and repairs what a source still has.
+//! `fsck`: checks every object, image and name of the store, repairs what a source still has, and makes
+//! the index anew.
 
 use std::io::{self, Write};
 
@@ -24,6 +25,9 @@ struct Report {
     /// Only with `--repair`.
     #[serde(skip_serializing_if = "Option::is_none")]
     repair: Option<Repaired>,
+    /// How many contents the index knows; only with `--rebuild-index`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    indexed: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -54,6 +58,18 @@ pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answ
             bytes: repair.checked.bytes,
             findings: texts(&repair.left),
             repair: Some(repaired(repair)),
+            indexed: None,
+        }
+    } else if fsck.rebuild_index {
+        let rebuilt = store.rebuild_index().with_context(attempted)?;
+        let mut findings: Vec<String> = rebuilt.left_out.iter().map(|it| sentence(it)).collect();
+        findings.sort();
+        Report {
+            items: rebuilt.items,
+            bytes: rebuilt.bytes,
+            findings,
+            repair: None,
+            indexed: Some(rebuilt.entries),
         }
     } else {
         let mut findings = Vec::new();
@@ -69,6 +85,7 @@ pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answ
             bytes: checked.bytes,
             findings: texts(&findings),
             repair: None,
+            indexed: None,
         }
     };
     let answer = if report.findings.is_empty() {
@@ -146,6 +163,9 @@ fn draw(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     }
     for finding in &report.findings {
         writeln!(out, "{finding}")?;
+    }
+    if let Some(contents) = report.indexed {
+        writeln!(out, "the index knows {contents} contents")?;
     }
     let still = if report.repair.is_some() { " left" } else { "" };
     writeln!(

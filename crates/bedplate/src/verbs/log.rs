@@ -101,7 +101,8 @@ fn images(store: &Store, name: &str, targets: &[RefTarget]) -> anyhow::Result<Ve
     let mut earlier: Option<Tree> = None;
     // From the oldest on, so that each meets the one before it.
     for (back, target) in targets.iter().enumerate().rev() {
-        let tree = if store.has(&bedplate_store::Item::Image(target.root.image)) {
+        // An earlier image may be gone; that the current one is would be damage.
+        let tree = if back == 0 || store.has(&bedplate_store::Item::Image(target.root.image)) {
             Some(store.tree(&target.root)?)
         } else {
             None

@@ -203,6 +203,17 @@ fn a_diff_shows_packages_first_and_paths_when_asked() {
 }
 
 #[test]
+fn the_index_is_made_anew_and_says_how_much_it_knows() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree app:1");
+    let fsck = sandbox.json("fsck --rebuild-index --json");
+    assert!(fsck["indexed"].as_u64().unwrap() > 0, "{fsck}");
+    assert_eq!(fsck["findings"].as_array().unwrap().len(), 0);
+    assert!(sandbox.path("store").join("index/sha256").exists());
+}
+
+#[test]
 fn fsck_names_a_damaged_object_and_cat_does_not_print_it() {
     let sandbox = Sandbox::new();
     sandbox.tree("tree");
