@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -239,12 +240,7 @@ impl Store {
             let mut moved = false;
             for (item, _) in removed {
                 if names_others(item) == first {
-                    match rustix::fs::renameat(self.root(), item.path(), &trash, item.flat_name()) {
-                        Ok(()) => moved = true,
-                        // Somebody removed it by hand.
-                        Err(rustix::io::Errno::NOENT) => {}
-                        Err(error) => return Err(failed()(error.into())),
-                    }
+                    moved |= self.condemn_one(*item, &trash)?;
                 }
             }
             if first && moved {
@@ -252,6 +248,26 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Moves one item to `trash/`, and says whether it was there.
+    ///
+    /// A directory that grows needs room, and a disk is full when gc is needed most: then what is in `trash/`
+    /// goes first. What names it has been moved away durably before, or goes with it.
+    fn condemn_one(&self, item: Item, trash: &OwnedFd) -> Result<bool, GcError> {
+        let mut emptied = false;
+        loop {
+            match rustix::fs::renameat(self.root(), item.path(), trash, item.flat_name()) {
+                Ok(()) => return Ok(true),
+                // Somebody removed it by hand.
+                Err(rustix::io::Errno::NOENT) => return Ok(false),
+                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) if !emptied => {
+                    self.empty_trash()?;
+                    emptied = true;
+                }
+                Err(error) => return Err(self.gc_failed("move garbage away")(error.into())),
+            }
+        }
     }
 
     /// Removes what this or an earlier gc condemned. A transaction that uses some of it has links of

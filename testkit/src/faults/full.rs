@@ -55,6 +55,7 @@ pub fn fill(bench: &Bench, operation: &Operation, disk: Disk, steps: u64) -> Res
                 enough = output.status.success();
                 fs::remove_file(root.join(BALLAST)).context("giving room back")?;
                 if !output.status.success() {
+                    ensure!(!operation.makes_room, "it cannot make room: {said}");
                     ensure!(
                         output.status.code() == Some(3) && said.contains("free some space"),
                         "it ended with {}: {said}",

@@ -1,13 +1,13 @@
 //! Death and errors at any system call of the real program, and a disk that is really full.
 //!
 //! ```text
-//! taskset (one processor) ─ strace (the n-th call of a set: SIGKILL, ENOSPC or EIO) ─ bedplate ─ ext4
-//! n = 1, 2, … until no call is left
+//! taskset (one processor) ─ strace (the n-th call of a kind: SIGKILL, ENOSPC or EIO) ─ bedplate ─ ext4
+//! each kind of call, n = 1, 2, … until no call is left
 //! ```
 //!
-//! On one processor, commit, tag, gc and their kin are one thread, so that n counts all of their calls. Where
-//! there are more threads (pull, import), each counts for itself: the one that comes to its n-th call first
-//! dies with the process, or each has its n-th call fail.
+//! strace counts each kind of call of each thread for itself. On one processor, commit, tag, gc and their
+//! kin are one thread, so that every call has its turn. Where there are more (pull, import), the thread that
+//! comes to its n-th call first dies with the process, and errors hit the n-th call of each.
 //!
 //! Invariants, besides those of [`crate::trial`]: an error ends in exit code 3 (this host must act), says
 //! so without a panic, and leaves nothing in `tmp/`, unless the call that failed was to remove it.
@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::trial::check::{self, Expected, Refs, refs};
 use crate::trial::mount::{Mounted, make_ext4, run};
 use crate::trial::{Bench, Operation, Tally};
-use trace::{Injection, Outcome};
+use trace::{Injection, Outcome, Point};
 
 pub use full::{Disk, fill};
 
@@ -82,23 +82,23 @@ pub fn inject(
     make_ext4(&disk, DISK_SIZE)?;
     let mounted = Mounted::disk(&disk, &place.join("mnt"), false)?;
     let stores = Stores::prepare(bench, operation, mounted.path())?;
-    let calls = stores.reset_and(|root| {
+    let points = stores.reset_and(|root| {
         let injection = Injection {
             calls: fault.calls,
             what: None,
         };
-        Ok(trace::run(&bench.program, root, operation, &injection, &place)?.calls)
+        Ok(trace::run(&bench.program, root, operation, &injection, &place)?.points)
     })?;
     let mut tally = Tally::default();
-    for number in points(calls, count, seed) {
+    for point in spread(&points, count, seed) {
         let seen = stores
             .reset_and(|root| {
                 let injection = Injection {
                     calls: fault.calls,
-                    what: Some((fault.what, number)),
+                    what: Some((fault.what, point)),
                 };
                 let outcome = trace::run(&bench.program, root, operation, &injection, &place)?;
-                if !outcome.was_hit() {
+                if !outcome.was_hit() || outcome.was_absurd() {
                     return Ok(None);
                 }
                 judge(&outcome, root)
@@ -112,12 +112,7 @@ pub fn inject(
                     .map(Some)
                     .with_context(|| format!("at {}", outcome.injected.join(", ")))
             })
-            .with_context(|| {
-                format!(
-                    "`{}`, {} at call {number} of {calls}",
-                    operation.name, fault.name
-                )
-            })?;
+            .with_context(|| format!("`{}`, {} at {point:?}", operation.name, fault.name))?;
         if let Some(seen) = seen {
             tally.add(seen);
         }
@@ -131,15 +126,16 @@ pub fn inject(
     Ok(tally)
 }
 
-/// Which of `calls` calls are tried: all, or `count` spread over them.
-fn points(calls: u64, count: u64, seed: u64) -> Vec<u64> {
-    if calls <= count {
-        return (1..=calls).collect();
-    }
-    let offset = seed.wrapping_mul(7) % calls;
-    (0..count)
-        .map(|number| (number * calls / count + offset) % calls + 1)
-        .collect()
+/// Which of the points are tried: all, or `count` spread over them.
+fn spread(points: &[Point], count: u64, seed: u64) -> impl Iterator<Item = &Point> {
+    let all = points.len() as u64;
+    let count = count.min(all);
+    // Another seed begins elsewhere, by a step that is no divisor of usual numbers.
+    let offset = seed.wrapping_mul(7);
+    (0..count).map(move |number| {
+        let position = (number * all / count).wrapping_add(offset) % all;
+        &points[position as usize]
+    })
 }
 
 /// Whether the program ended as it should.

@@ -13,11 +13,20 @@ use crate::trial::program::Program;
 
 /// What strace is to do.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Injection {
-    /// At which calls.
+pub(super) struct Injection<'a> {
+    /// Which calls are traced.
     pub(super) calls: &'static str,
-    /// What, and at the how manieth call of each thread, from 1; otherwise the calls are counted.
-    pub(super) what: Option<(&'static str, u64)>,
+    /// What goes wrong, and where; otherwise the calls are counted.
+    pub(super) what: Option<(&'static str, &'a Point)>,
+}
+
+/// The n-th call of one kind, in each thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Point {
+    /// The system call.
+    pub(super) call: String,
+    /// Which, from 1. strace counts each kind of call of each thread for itself.
+    pub(super) number: u64,
 }
 
 /// How the program ended.
@@ -29,8 +38,8 @@ pub(super) struct Outcome {
     pub(super) said: String,
     /// The calls that failed, as strace shows them.
     pub(super) injected: Vec<String>,
-    /// How many of these calls the busiest thread made.
-    pub(super) calls: u64,
+    /// Every point at which a fault can be injected.
+    pub(super) points: Vec<Point>,
 }
 
 impl Outcome {
@@ -39,9 +48,16 @@ impl Outcome {
         self.code.is_none() || !self.injected.is_empty()
     }
 
+    /// Whether what failed cannot: threads wake each other by a counter that is always there.
+    pub(super) fn was_absurd(&self) -> bool {
+        self.injected
+            .iter()
+            .any(|call| call.contains("<anon_inode:"))
+    }
+
     /// Whether it could not even say what failed.
     pub(super) fn was_silenced(&self) -> bool {
-        let prints = |call: &String| call.starts_with("write(1,") || call.starts_with("write(2,");
+        let prints = |call: &String| call.starts_with("write(1<") || call.starts_with("write(2<");
         self.injected.iter().any(prints)
     }
 
@@ -61,26 +77,19 @@ pub(super) fn run(
     program: &Program,
     root: &Path,
     operation: &Operation,
-    injection: &Injection,
+    injection: &Injection<'_>,
     place: &Path,
 ) -> Result<Outcome> {
     let trace = place.join("trace");
     let mut command = Command::new("taskset");
+    // Not with --seccomp-bpf: strace 6.1 does not inject signals then.
     command
-        .args([
-            "--cpu-list",
-            "0",
-            "strace",
-            "-f",
-            "--seccomp-bpf",
-            "-s",
-            "80",
-        ])
+        .args(["--cpu-list", "0", "strace", "-f", "-y", "-s", "80"])
         .arg("-o")
         .arg(&trace)
         .arg(format!("--trace={}", injection.calls));
-    if let Some((what, number)) = injection.what {
-        command.arg(format!("--inject={}:{what}:when={number}", injection.calls));
+    if let Some((what, Point { call, number })) = injection.what {
+        command.arg(format!("--inject={call}:{what}:when={number}"));
     }
     let output = program
         .wrapped(command, root, operation.command)
@@ -95,29 +104,43 @@ pub(super) fn run(
         !trace.is_empty() && !said.starts_with("strace: "),
         "strace does not work: {said}"
     );
-    let mut each: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut each: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     let mut injected = Vec::new();
     for line in trace.lines() {
         let Some((thread, call)) = line.split_once(' ') else {
             continue;
         };
-        if call
-            .trim_start()
-            .starts_with(|first: char| first.is_ascii_lowercase())
+        let call = call.trim_start();
+        if let Some((name, _)) = call.split_once('(')
+            && name.starts_with(|first: char| first.is_ascii_lowercase())
         {
-            *each.entry(thread).or_default() += 1;
+            *each.entry((name, thread)).or_default() += 1;
         }
-        if call.contains("(INJECTED)")
-            || call.ends_with(" <unfinished ...>)")
-            || call.ends_with(" = ?")
-        {
-            injected.push(call.trim().to_owned());
+        if call.contains("(INJECTED)") || call.ends_with(" = ?") {
+            injected.push(call.to_owned());
         }
     }
     Ok(Outcome {
         code: if killed { None } else { output.status.code() },
         said,
         injected,
-        calls: each.into_values().max().unwrap_or(0),
+        points: points(&each),
     })
+}
+
+/// Every call of the thread that made most of its kind.
+fn points(each: &BTreeMap<(&str, &str), u64>) -> Vec<Point> {
+    let mut most: BTreeMap<&str, u64> = BTreeMap::new();
+    for ((call, _), count) in each {
+        let most = most.entry(call).or_default();
+        *most = (*most).max(*count);
+    }
+    let of_one = |(call, count): (&str, u64)| {
+        let call = call.to_owned();
+        (1..=count).map(move |number| Point {
+            call: call.clone(),
+            number,
+        })
+    };
+    most.into_iter().flat_map(of_one).collect()
 }

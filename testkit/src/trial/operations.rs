@@ -19,6 +19,8 @@ pub struct Operation {
     pub(crate) command: &'static str,
     /// Whether it may be run again when it is done; untag may not, for there is nothing left to untag.
     pub(crate) again: bool,
+    /// Whether it is what one does on a full disk, and has to succeed there.
+    pub(crate) makes_room: bool,
 }
 
 const fn operation(
@@ -31,6 +33,7 @@ const fn operation(
         before,
         command,
         again: true,
+        makes_room: false,
     }
 }
 
@@ -51,17 +54,25 @@ pub const OPERATIONS: &[Operation] = &[
     operation("tag", &["commit tree-1 os:v1"], "tag os:v1 os:a os:b os:c"),
     Operation {
         again: false,
+        makes_room: true,
         ..operation(
             "untag",
             &["commit tree-1 os:v1", "tag os:v1 os:a os:b os:c"],
-            "untag os:a os:b os:c",
+            "untag os:b",
         )
     },
-    operation(
-        "gc",
-        &["commit tree-1 os:v1", "commit tree-2 os:v2", "untag os:v1"],
-        "gc",
-    ),
+    Operation {
+        makes_room: true,
+        ..operation(
+            "gc",
+            &["commit tree-1 os:v1", "commit tree-2 os:v2", "untag os:v1"],
+            "gc",
+        )
+    },
+    Operation {
+        makes_room: true,
+        ..operation("gc of all", &["commit tree-1 os:v1", "untag os:v1"], "gc")
+    },
 ];
 
 /// How many small files a tree has.

@@ -115,6 +115,30 @@ impl RefChanges {
             changes => changing.several(changes, generation.wrapping_add(1)),
         }
     }
+
+    /// Changes the refs, all of which are removals: this needs no transaction, and on a full disk no room.
+    pub(crate) fn remove(self, store: &Store) -> Result<(), RefsError> {
+        let changing = store.lock_refs()?;
+        let generation = changing.finish_journal()?;
+        let one = |(name, _): &(ImageName, Option<RefTarget>)| {
+            changing.one(name, None, changing.refs.as_fd(), None, true)
+        };
+        match &self.changes[..] {
+            [] => Ok(()),
+            [only] => one(only),
+            changes => match changing.several(changes, generation.wrapping_add(1)) {
+                Err(RefsError::Write { source, .. })
+                    if matches!(
+                        source.kind(),
+                        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                    ) =>
+                {
+                    changes.iter().try_for_each(one)
+                }
+                other => other,
+            },
+        }
+    }
 }
 
 /// The right to change refs; lasts as long as the lock does.

@@ -321,6 +321,20 @@ impl Store {
         Ok(refs)
     }
 
+    /// Removes refs, durably; one that is not there is fine.
+    ///
+    /// On a full disk this is what makes room, with a gc after it: where there is none for a journal, the
+    /// refs go one after another.
+    pub fn remove_refs(&self, names: &[ImageName]) -> Result<(), RefsError> {
+        let naming = self.lock_for_naming().map_err(|source| RefsError::Write {
+            path: self.path().join("refs"),
+            source,
+        })?;
+        RefChanges::new(names.iter().map(|name| (key(name), None)).collect()).remove(self)?;
+        drop(naming);
+        Ok(())
+    }
+
     /// Keeps an image from garbage collection, durably, until [`Store::unpin`].
     ///
     /// A pin outlives its process: what holds the image (a mount, a deployment) does too.

@@ -1,5 +1,5 @@
-//! `tag` and `untag`: give images names, and take them away. One transaction for all names of a call: all
-//! change at once, or none.
+//! `tag` and `untag`: give images names, and take them away. All names of a call change at once, or none;
+//! only on a full disk names go one after another.
 
 use anyhow::Context as _;
 
@@ -35,11 +35,6 @@ pub(super) fn untag(untag: &Untag, context: &mut Context<'_>) -> anyhow::Result<
             .into());
         }
     }
-    let attempted = || "cannot untag".to_owned();
-    let transaction = store.begin().with_context(attempted)?;
-    for name in &untag.names {
-        transaction.remove_ref(name);
-    }
-    transaction.commit().with_context(attempted)?;
+    store.remove_refs(&untag.names).context("cannot untag")?;
     Ok(Answer::Yes)
 }

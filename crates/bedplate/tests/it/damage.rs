@@ -93,8 +93,6 @@ fn exception(kind: Kind, damage: Damage, verb: &str) -> Option<Otherwise> {
         (Kind::Object | Kind::Layer | Kind::Manifest, Damage::Delete, "gc") => {
             Some(Otherwise::Without)
         }
-        // A ref has no digest of its own: `log` shows what is in it.
-        (Kind::Ref, Damage::Flip, "log") => Some(Otherwise::Without),
         _ => None,
     }
 }
