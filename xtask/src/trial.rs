@@ -30,6 +30,9 @@ a little each time. --bedplate takes another program than the workspace's. Needs
 /// How often an operation is tried where nothing else was asked for.
 const TRIES: u64 = 100;
 
+/// With how many amounts of room an operation is tried at most: a disk has no more that differ.
+const ROOMS: u64 = 40;
+
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trial {
@@ -137,7 +140,7 @@ impl Trial {
                         told(
                             operation,
                             what,
-                            faults::fill(&bench, operation, disk, task.tries)?,
+                            faults::fill(&bench, operation, disk, task.tries.min(ROOMS))?,
                         );
                     }
                 }
