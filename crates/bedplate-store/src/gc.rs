@@ -482,7 +482,7 @@ impl<'a> Marking<'a> {
             return Ok(());
         }
         if let Some(table) = self.store.layer(&diff_id).map_err(GcError::Read)? {
-            let layer = Layer::decode(&table).map_err(|source| GcError::Layer {
+            let layer = Layer::decode(&table, &diff_id).map_err(|source| GcError::Layer {
                 diff_id,
                 source: Box::new(source),
             })?;

@@ -342,7 +342,7 @@ impl<'store> Transaction<'store> {
     ///
     /// They are held as those of an image are: a table in the store has all its objects, too.
     pub fn put_layer(&self, diff_id: Sha256, table: &[u8]) -> Result<(), PutError> {
-        let layer = Layer::decode(table).map_err(|source| PutError::Layer {
+        let layer = Layer::decode(table, &diff_id).map_err(|source| PutError::Layer {
             diff_id,
             source: Box::new(source),
         })?;

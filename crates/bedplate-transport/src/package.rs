@@ -19,7 +19,7 @@ use bedplate_model::oci::{
 };
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{Algorithm, FileContent, NodeId, RootDigest, Sha256, Tree};
-use bedplate_store::layer::{self, Contents, LayerError, WriteTarError};
+use bedplate_store::layer::{self, Contents, Layer, LayerError, WriteTarError};
 use bedplate_store::{PutError, Store, Transaction, verity};
 use sha2::Digest as _;
 
@@ -127,7 +127,7 @@ pub fn package(
         .put_blob(&manifest_bytes)
         .map_err(StoreError::from)?;
     transaction
-        .put_layer(made.diff_id, &made.table)
+        .put_layer(made.diff_id, &made.layer.encode(&made.diff_id))
         .map_err(StoreError::from)?;
     Ok(Packaged {
         manifest,
@@ -140,7 +140,7 @@ pub fn package(
 struct Made {
     descriptor: Descriptor,
     diff_id: Sha256,
-    table: Vec<u8>,
+    layer: Layer,
 }
 
 /// Makes the one layer of a tree: its tar goes to three readers at once.
@@ -149,12 +149,9 @@ fn make_layer(store: &Store, tree: &Tree, options: &PackageOptions) -> Result<Ma
     let (to_parser, mut parsed) = pipeline::channel();
     let (to_compressor, compressed) = pipeline::channel();
     let contents = contents_of(store);
-    let (written, diff_id, table, blob) = std::thread::scope(|scope| {
+    let (written, diff_id, layer, blob) = std::thread::scope(|scope| {
         let hashing = scope.spawn(move || hashed.digest());
-        let parsing = scope.spawn(move || {
-            let layer = layer::read(&mut parsed, &Named(store.algorithm()))?;
-            Ok::<_, LayerError>(layer.encode())
-        });
+        let parsing = scope.spawn(move || layer::read(&mut parsed, &Named(store.algorithm())));
         let compressing = scope.spawn(move || measure(compressed, options));
         let mut pieces = Pieces::new(move |piece: bytes::Bytes| {
             let all = [&to_hasher, &to_parser, &to_compressor];
@@ -171,7 +168,7 @@ fn make_layer(store: &Store, tree: &Tree, options: &PackageOptions) -> Result<Ma
         (written, join(hashing), join(parsing), join(compressing))
     });
     let (digest, size) = blob.map_err(PackageError::Compress)?;
-    let table = table.map_err(PackageError::Parse)?;
+    let layer = layer.map_err(PackageError::Parse)?;
     written.map_err(PackageError::Tar)?;
     let recipe = options.recipe;
     Ok(Made {
@@ -183,7 +180,7 @@ fn make_layer(store: &Store, tree: &Tree, options: &PackageOptions) -> Result<Ma
             platform: None,
         },
         diff_id,
-        table,
+        layer,
     })
 }
 

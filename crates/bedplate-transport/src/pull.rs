@@ -399,7 +399,7 @@ impl Ingest<'_> {
         });
         let layer = self.fetch_layer(blob, compression, diff_id)?;
         self.transaction
-            .put_layer(*diff_id, &layer.encode())
+            .put_layer(*diff_id, &layer.encode(diff_id))
             .map_err(StoreError::from)?;
         self.observer.on(Event::LayerFinished {
             digest: blob.digest,
@@ -413,7 +413,7 @@ impl Ingest<'_> {
             return Ok(None);
         };
         // A damaged table, or one whose objects are gone, is as good as none: the layer is fetched.
-        let Ok(layer) = Layer::decode(&table) else {
+        let Ok(layer) = Layer::decode(&table, diff_id) else {
             return Ok(None);
         };
         match self.transaction.hold_objects(layer.objects().copied()) {

@@ -247,7 +247,7 @@ impl Sending<'_> {
             .layer(diff_id)
             .map_err(StoreError::from)?
             .ok_or(PushError::MissingLayer(*diff_id))?;
-        let layer = Layer::decode(&table).map_err(|source| PushError::Table {
+        let layer = Layer::decode(&table, diff_id).map_err(|source| PushError::Table {
             diff_id: *diff_id,
             source,
         })?;

@@ -80,7 +80,7 @@ pub(super) const PARSERS: &[Parser] = &[
     Parser {
         name: "layer-table",
         seeds: trees::tables,
-        repair: leave,
+        repair: trees::unseal_table,
         parse: trees::table,
     },
     Parser {

@@ -291,7 +291,7 @@ impl Check<'_, '_> {
                     return Err(boxed(ReadStoreError::Missing(item)));
                 };
                 self.count(table.len() as u64);
-                let layer = Layer::decode(&table)
+                let layer = Layer::decode(&table, &diff_id)
                     .map_err(|source| boxed(Finding::Layer(diff_id, source)))?;
                 let objects: HashSet<&ObjectId> = layer.objects().collect();
                 for id in objects {

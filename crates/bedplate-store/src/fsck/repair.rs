@@ -186,7 +186,7 @@ impl Store {
         let objects: Vec<ObjectId> = match item {
             Item::Image(id) => objects_of(&self.image_tree(&id).map_err(unreadable)?),
             Item::Layer(diff_id) => match self.layer(&diff_id).map_err(unreadable)? {
-                Some(table) => Layer::decode(&table)
+                Some(table) => Layer::decode(&table, &diff_id)
                     .map(|layer| layer.objects().copied().collect())
                     .unwrap_or_default(),
                 None => Vec::new(),
@@ -310,7 +310,7 @@ impl<'store> Repair<'store> {
         if self.wants(&item) {
             let (name, file) = self.new_part()?;
             (&file)
-                .write_all(&layer.encode())
+                .write_all(&layer.encode(&diff_id))
                 .map_err(self.failed("write a replacement"))?;
             self.stage(item, name);
         }
@@ -520,7 +520,7 @@ fn image_of_layers(store: &Store, target: &RefTarget) -> Option<Vec<u8>> {
         .rootfs
         .diff_ids
         .iter()
-        .map(|diff_id| Layer::decode(&store.layer(diff_id).ok()??).ok())
+        .map(|diff_id| Layer::decode(&store.layer(diff_id).ok()??, diff_id).ok())
         .collect::<Option<_>>()?;
     let tree = layer::flatten(&layers, target.root.rules).ok()?;
     let options = erofs::Options {
@@ -547,7 +547,7 @@ impl StoreSource {
     /// Returns a layer whose tar has the right digest, where the store has it whole.
     fn layer(&self, diff_id: &Sha256) -> Option<Layer> {
         let table = self.store.layer(diff_id).ok()??;
-        let layer = Layer::decode(&table).ok()?;
+        let layer = Layer::decode(&table, diff_id).ok()?;
         // The table's name is not the digest of the table: only the tar that it stands for tells.
         let mut hasher = TarHasher(sha2::Sha256::new());
         let open = |content: &FileContent| -> io::Result<Box<dyn Read + '_>> {

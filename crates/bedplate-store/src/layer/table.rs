@@ -3,6 +3,7 @@
 //! ```text
 //! magic │ required features │ optional features │ skeleton length │ contents length
 //! skeleton: the tar without bodies, zstd         contents: one record for each body, in order
+//!     and at its end, in a frame that zstd skips: whose table it is, and a check
 //! ```
 //!
 //! Invariant: a table that decodes gives entries that the reader of tars itself made from the
@@ -11,7 +12,8 @@
 use std::io::{self, Read, Write};
 
 use bedplate_model::tree::INLINE_MAX;
-use bedplate_model::{Algorithm, FileContent, ObjectId, TreePath};
+use bedplate_model::{Algorithm, FileContent, ObjectId, Sha256, TreePath};
+use sha2::Digest as _;
 
 use super::entry::EntryKind;
 use super::error::{DecodeLayerError, LayerError, RewriteError};
@@ -23,14 +25,19 @@ const MAGIC: &[u8; 8] = b"BPLAYER1";
 const HEADER: usize = 32;
 /// The required features that this version understands.
 const KNOWN_FEATURES: u32 = 0;
+/// The optional feature: the skeleton ends with a seal.
+const SEALED: u32 = 1;
+/// A frame that zstd skips (RFC 8878, section 3.1.2), holding a `diff_id` and a check.
+const SEAL_HEAD: [u8; 8] = [0x50, 0x2a, 0x4d, 0x18, 64, 0, 0, 0];
+const SEAL: usize = SEAL_HEAD.len() + 64;
 
 const INLINE: u8 = 0;
 const OBJECT_SHA256: u8 = 1;
 const OBJECT_SHA512: u8 = 2;
 
 impl Layer {
-    /// Makes the table that the store keeps.
-    pub fn encode(&self) -> Vec<u8> {
+    /// Makes the table that the store keeps under `diff_id`.
+    pub fn encode(&self, diff_id: &Sha256) -> Vec<u8> {
         let mut contents = Vec::new();
         for content in self.contents().filter(|content| content.size() > 0) {
             match content {
@@ -48,19 +55,25 @@ impl Layer {
                 }
             }
         }
-        let mut table = Vec::with_capacity(HEADER + self.skeleton.len() + contents.len());
+        let skeleton_size = self.skeleton.len() + SEAL;
+        let mut table = Vec::with_capacity(HEADER + skeleton_size + contents.len());
         table.extend_from_slice(MAGIC);
         table.extend_from_slice(&KNOWN_FEATURES.to_le_bytes());
-        table.extend_from_slice(&0_u32.to_le_bytes());
-        table.extend_from_slice(&(self.skeleton.len() as u64).to_le_bytes());
+        table.extend_from_slice(&SEALED.to_le_bytes());
+        table.extend_from_slice(&(skeleton_size as u64).to_le_bytes());
         table.extend_from_slice(&(contents.len() as u64).to_le_bytes());
         table.extend_from_slice(&self.skeleton);
+        table.extend_from_slice(&SEAL_HEAD);
+        table.extend_from_slice(&diff_id.0);
+        table.extend_from_slice(&check(&self.skeleton, &contents));
         table.extend_from_slice(&contents);
         table
     }
 
-    /// Reads a table, trusting nothing in it.
-    pub fn decode(table: &[u8]) -> Result<Self, DecodeLayerError> {
+    /// Reads the table that the store keeps under `diff_id`, trusting nothing in it.
+    ///
+    /// That its tar has this digest shows only when the tar is made again.
+    pub fn decode(table: &[u8], diff_id: &Sha256) -> Result<Self, DecodeLayerError> {
         let rest = table.strip_prefix(MAGIC).ok_or(DecodeLayerError::Magic)?;
         let (header, rest) = rest
             .split_at_checked(HEADER - MAGIC.len())
@@ -80,6 +93,12 @@ impl Layer {
                 "its contents have another length",
             ));
         }
+        let optional = u32::from_le_bytes(array(&header[4..8]));
+        let skeleton = if optional & SEALED == 0 {
+            skeleton
+        } else {
+            unsealed(skeleton, contents, diff_id)?
+        };
         let mut feed = TableFeed {
             skeleton: open(skeleton)
                 .map_err(|_| DecodeLayerError::Damaged("its skeleton is not compressed"))?,
@@ -99,6 +118,34 @@ impl Layer {
             skeleton: skeleton.to_vec(),
         })
     }
+}
+
+/// Returns the skeleton without its seal, which must be that of this layer.
+fn unsealed<'a>(
+    skeleton: &'a [u8],
+    contents: &[u8],
+    diff_id: &Sha256,
+) -> Result<&'a [u8], DecodeLayerError> {
+    let damaged = DecodeLayerError::Damaged;
+    let (skeleton, seal) = skeleton
+        .split_last_chunk::<SEAL>()
+        .ok_or(damaged("its seal is cut off"))?;
+    let (head, rest) = seal.split_at(SEAL_HEAD.len());
+    let (whose, wanted) = rest.split_at(32);
+    if head != SEAL_HEAD || check(skeleton, contents) != wanted {
+        return Err(damaged("it does not pass its check"));
+    }
+    if whose != diff_id.0 {
+        return Err(damaged("it is the table of another layer"));
+    }
+    Ok(skeleton)
+}
+
+fn check(skeleton: &[u8], contents: &[u8]) -> [u8; 32] {
+    let mut hasher = sha2::Sha256::new();
+    hasher.update(skeleton);
+    hasher.update(contents);
+    hasher.finalize().into()
 }
 
 /// Writes the exact bytes that the layer was read from.

@@ -185,7 +185,7 @@ fn needs(repair: &Repair<'_>, diff_id: &Sha256) -> bool {
         return true;
     }
     let table = repair.store().layer(diff_id).ok().flatten();
-    match table.and_then(|table| Layer::decode(&table).ok()) {
+    match table.and_then(|table| Layer::decode(&table, diff_id).ok()) {
         Some(layer) => layer
             .objects()
             .any(|id| wanted.contains(&Item::Object(*id))),

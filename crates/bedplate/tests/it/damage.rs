@@ -102,8 +102,6 @@ fn fsck_finds(kind: Kind, damage: Damage) -> bool {
     match (kind, damage) {
         // A name, a pin or a layer's table that is gone may never have been there.
         (Kind::Ref | Kind::Pin | Kind::Layer, Damage::Delete) => false,
-        // A table does not say whose it is; a pull compares what comes out with what was announced.
-        (Kind::Layer, Damage::Swap) => false,
         // This bit is in the name of a member that may be missing.
         (Kind::Format, Damage::Flip) => false,
         _ => true,

@@ -355,7 +355,7 @@ fn access_lists_become_attributes_and_unclear_ones_are_refused() {
     };
     let layer = list(b"user::rw-,user:7:r--,group::r--,mask::r--,other::---").unwrap();
     assert_eq!(attribute(&layer).unwrap().len(), 4 + 5 * 8);
-    let stored = Layer::decode(&layer.encode()).unwrap();
+    let stored = Layer::decode(&layer.encode(&DIFF_ID), &DIFF_ID).unwrap();
     assert_eq!(stored.entries(), layer.entries());
     // No more than the mode says.
     assert_eq!(

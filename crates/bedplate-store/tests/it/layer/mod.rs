@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use bedplate_model::{
-    Algorithm, Content, FileContent, Metadata, Name, Node, NodeId, ObjectId, Rdev, RuleSet,
+    Algorithm, Content, FileContent, Metadata, Name, Node, NodeId, ObjectId, Rdev, RuleSet, Sha256,
     Timestamp, Tree, TreePath,
 };
 use bedplate_store::PutError;
@@ -20,6 +20,9 @@ use bedplate_store::layer::{
     rewrite_tar, write_tar,
 };
 use proptest::prelude::*;
+
+/// Whose the tables are.
+const DIFF_ID: Sha256 = Sha256([7; 32]);
 
 /// A store of contents in memory.
 #[derive(Default)]

@@ -34,23 +34,38 @@ fn a_table_that_lies_is_refused() {
     let table = memory
         .read(&tar(&[file("a", "x"), file("b", &body)]))
         .unwrap()
-        .encode();
+        .encode(&DIFF_ID);
     assert!(matches!(
-        Layer::decode(b"something"),
+        Layer::decode(b"something", &DIFF_ID),
         Err(DecodeLayerError::Magic)
     ));
     let mut newer = table.clone();
     newer[8] = 1;
     assert!(matches!(
-        Layer::decode(&newer),
+        Layer::decode(&newer, &DIFF_ID),
         Err(DecodeLayerError::Features(1))
     ));
     for length in 0..table.len() {
-        assert!(Layer::decode(&table[..length]).is_err(), "cut at {length}");
+        assert!(
+            Layer::decode(&table[..length], &DIFF_ID).is_err(),
+            "cut at {length}"
+        );
+    }
+    let other = Sha256([8; 32]);
+    assert!(matches!(
+        Layer::decode(&table, &other),
+        Err(DecodeLayerError::Damaged(
+            "it is the table of another layer"
+        ))
+    ));
+    for position in [40, table.len() - 1] {
+        let mut flipped = table.clone();
+        flipped[position] ^= 1;
+        assert!(Layer::decode(&flipped, &DIFF_ID).is_err(), "{position}");
     }
     let longer = [table.as_slice(), b"x"].concat();
     assert!(matches!(
-        Layer::decode(&longer),
+        Layer::decode(&longer, &DIFF_ID),
         Err(DecodeLayerError::Damaged(_))
     ));
 }
@@ -165,7 +180,7 @@ proptest! {
         let tar = memory.write(&tree).unwrap();
         let layer = memory.read(&tar).unwrap();
         prop_assert_eq!(&memory.rewrite(&layer), &tar);
-        let stored = Layer::decode(&layer.encode()).unwrap();
+        let stored = Layer::decode(&layer.encode(&DIFF_ID), &DIFF_ID).unwrap();
         prop_assert_eq!(stored.entries(), layer.entries());
         let again = flatten(&[stored], RuleSet::Exact1).unwrap();
         prop_assert!(again == tree);
@@ -187,10 +202,11 @@ proptest! {
         if let Ok(layer) = memory.read(&tar) {
             prop_assert_eq!(memory.rewrite(&layer), tar);
             let _ = flatten(std::slice::from_ref(&layer), RuleSet::Bootc1);
-            let mut table = layer.encode();
+            let mut table = layer.encode(&DIFF_ID);
+            table[12] = 0; // as an earlier version wrote it, without a check
             let position = position_in(&table, &memory);
             table[position] ^= 0x55;
-            let _ = Layer::decode(&table);
+            let _ = Layer::decode(&table, &DIFF_ID);
         }
     }
 }

@@ -48,7 +48,7 @@ with tarfile.open(sys.argv[1], 'w', format=getattr(tarfile, sys.argv[3] + '_FORM
         let memory = Memory::default();
         let layer = memory.read(&bytes).unwrap();
         assert_eq!(memory.rewrite(&layer), bytes, "{format}");
-        let stored = Layer::decode(&layer.encode()).unwrap();
+        let stored = Layer::decode(&layer.encode(&DIFF_ID), &DIFF_ID).unwrap();
         assert_eq!(stored.entries(), layer.entries());
         assert_eq!(memory.rewrite(&stored), bytes, "{format}, from its table");
         let tree = flatten(&[layer], RuleSet::Exact1).unwrap();
