@@ -14,6 +14,7 @@ pub mod module;
 pub mod mount;
 pub mod namespace;
 pub mod reboot;
+pub mod signals;
 pub mod space;
 pub mod stamp;
 pub mod stdio;

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let host = Host::observe();
     raise_open_files();
+    bedplate_sys::signals::ignore_file_size_limit();
     leave_modes_alone();
     let mut out = BufWriter::new(Output::of_process());
     let result = {

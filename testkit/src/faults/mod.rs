@@ -101,7 +101,7 @@ pub fn inject(
                 if !outcome.was_hit() || outcome.was_absurd() {
                     return Ok(None);
                 }
-                judge(&outcome, root)
+                judge(operation, &outcome, root)
                     .with_context(|| format!("at {}", outcome.injected.join(", ")))?;
                 let expected = Expected {
                     old: &stores.old,
@@ -139,7 +139,7 @@ fn spread(points: &[Point], count: u64, seed: u64) -> impl Iterator<Item = &Poin
 }
 
 /// Whether the program ended as it should.
-fn judge(outcome: &Outcome, root: &Path) -> Result<()> {
+fn judge(operation: &Operation, outcome: &Outcome, root: &Path) -> Result<()> {
     let Some(code) = outcome.code else {
         return Ok(()); // killed, as was asked for
     };
@@ -151,6 +151,7 @@ fn judge(outcome: &Outcome, root: &Path) -> Result<()> {
     match code {
         // What failed was not needed.
         0 => Ok(()),
+        5 if !operation.ends_in_one_error() => Ok(()),
         3 => {
             ensure!(
                 outcome.was_silenced()
@@ -183,9 +184,7 @@ impl<'a> Stores<'a> {
     fn prepare(bench: &Bench, operation: &Operation, place: &'a Path) -> Result<Self> {
         let before = place.join("before");
         fs::create_dir(&before).context("making a directory for the store")?;
-        for line in operation.before {
-            bench.program.run(&before, line)?;
-        }
+        operation.begin(&bench.program, &before)?;
         let mut stores = Self {
             place,
             old: refs(&bench.program, &before)?,

@@ -54,9 +54,7 @@ impl Recording {
         let directory = place.join("mnt");
         make_ext4(&disk, DISK_SIZE)?;
         let mounted = Mounted::disk(&disk, &directory, false)?;
-        for line in operation.before {
-            program.run(mounted.path(), line)?;
-        }
+        operation.begin(program, mounted.path())?;
         let old = refs(program, mounted.path())?;
         mounted.unmount()?;
         let before = fs::read(&disk).context("reading the disk")?;

@@ -60,8 +60,6 @@ pub struct Tally {
     pub old: u64,
     /// How often every ref was the new one.
     pub new: u64,
-    /// How often some refs were old and some new: operations on several names alone.
-    pub both: u64,
 }
 
 impl Tally {
@@ -70,7 +68,6 @@ impl Tally {
         match seen {
             Seen::Old => self.old += 1,
             Seen::New => self.new += 1,
-            Seen::Both => self.both += 1,
         }
     }
 }

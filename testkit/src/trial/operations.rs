@@ -21,6 +21,27 @@ pub struct Operation {
     pub(crate) again: bool,
     /// Whether it is what one does on a full disk, and has to succeed there.
     pub(crate) makes_room: bool,
+    /// Whether the store that it begins with is damaged, and it mends that.
+    pub(crate) repairs: bool,
+}
+
+impl Operation {
+    /// Makes the store that the operation begins with.
+    pub(crate) fn begin(&self, program: &Program, root: &Path) -> Result<()> {
+        for line in self.before {
+            program.run(root, line)?;
+        }
+        if self.repairs {
+            damage(&root.join("store")).context("damaging the store")?;
+        }
+        Ok(())
+    }
+
+    /// Whether whatever goes wrong ends in an error of this host's: what could not be repaired is told as
+    /// damage, and a repair goes on past what it cannot read.
+    pub fn ends_in_one_error(&self) -> bool {
+        !self.repairs
+    }
 }
 
 const fn operation(
@@ -34,6 +55,7 @@ const fn operation(
         command,
         again: true,
         makes_room: false,
+        repairs: false,
     }
 }
 
@@ -58,7 +80,7 @@ pub const OPERATIONS: &[Operation] = &[
         ..operation(
             "untag",
             &["commit tree-1 os:v1", "tag os:v1 os:a os:b os:c"],
-            "untag os:b",
+            "untag os:a os:b",
         )
     },
     Operation {
@@ -71,9 +93,51 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation {
         makes_room: true,
+        ..operation(
+            "gc of what names had",
+            &["commit tree-1 os:v1", "commit tree-2 os:v1"],
+            "gc --keep 1",
+        )
+    },
+    Operation {
+        repairs: true,
+        ..operation(
+            "repair",
+            &["commit tree-1 os:v1"],
+            "fsck --repair --from store",
+        )
+    },
+    Operation {
+        makes_room: true,
         ..operation("gc of all", &["commit tree-1 os:v1", "untag os:v1"], "gc")
     },
 ];
+
+/// Removes, shortens and changes objects; not the image, which `images` reads.
+fn damage(store: &Path) -> std::io::Result<()> {
+    let mut objects = Vec::new();
+    for directory in fs::read_dir(store.join("objects"))? {
+        for object in fs::read_dir(directory?.path())? {
+            objects.push(object?.path());
+        }
+    }
+    objects.sort();
+    for (number, object) in objects
+        .iter()
+        .step_by(objects.len().div_ceil(9).max(1))
+        .enumerate()
+    {
+        let bytes = fs::read(object)?;
+        // Not through the name: what shares the inode stays as it is.
+        fs::remove_file(object)?;
+        match number % 3 {
+            0 => {}
+            1 => fs::write(object, &bytes[..bytes.len() / 2])?,
+            _ => fs::write(object, vec![0; bytes.len()])?,
+        }
+    }
+    Ok(())
+}
 
 /// How many small files a tree has.
 const FILES: usize = 200;

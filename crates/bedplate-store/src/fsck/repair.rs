@@ -29,6 +29,7 @@ use crate::erofs;
 use crate::item::Item;
 use crate::layer::{self, Layer};
 use crate::object::objects_of;
+use crate::refs::RefsError;
 use crate::refs::{Ref, RefTarget};
 use crate::store::{ReadStoreError, Sealing, Store};
 use crate::transaction;
@@ -60,6 +61,9 @@ pub enum RepairError {
     /// The store could not be checked.
     #[error(transparent)]
     Check(#[from] FsckError),
+    /// The journal of names could be neither used nor set aside.
+    #[error(transparent)]
+    Journal(#[from] RefsError),
     /// The store could not be written to.
     #[error("cannot {attempt} in {}", path.display())]
     Write {
@@ -79,6 +83,8 @@ pub struct RepairReport {
     pub checked: FsckReport,
     /// What was brought back, with the name of its source.
     pub repaired: Vec<(Item, String)>,
+    /// The journal of names, where it could not be read: set aside under this name.
+    pub set_aside: Option<PathBuf>,
     /// What is still wrong.
     pub left: Vec<Finding>,
     /// Sources that failed, with the reason.
@@ -127,7 +133,10 @@ impl Finding {
 impl Store {
     /// Checks everything, and brings back from the sources what is damaged or missing.
     pub fn repair(&self, sources: &[&dyn Source]) -> Result<RepairReport, RepairError> {
-        let mut report = RepairReport::default();
+        let mut report = RepairReport {
+            set_aside: self.set_journal_aside()?,
+            ..RepairReport::default()
+        };
         report.checked = self.fsck(&mut |finding| report.left.push(finding))?;
         let mut wanted: BTreeSet<Item> = report.left.iter().filter_map(Finding::wanted).collect();
         let mut repaired = BTreeSet::new();

@@ -170,6 +170,23 @@ impl Store {
         Ok(Some(journal))
     }
 
+    /// Sets a journal aside that cannot be read, and returns where it is now: the names are as their files
+    /// say from then on. A change of several names that it may have held is lost, whole or from where it was
+    /// interrupted; nobody could read it.
+    pub(crate) fn set_journal_aside(&self) -> Result<Option<std::path::PathBuf>, RefsError> {
+        let changing = self.lock_refs()?;
+        match self.journal() {
+            Err(RefsError::Damaged { path, .. }) => {
+                let aside = path.with_extension("damaged");
+                durable::rename(&path, &aside).map_err(|source| self.journal_error(source))?;
+                drop(changing);
+                Ok(Some(aside))
+            }
+            Err(error) => Err(error),
+            Ok(_) => Ok(None),
+        }
+    }
+
     /// Reads the bytes of a ref's file, without a look at the journal.
     fn ref_bytes(&self, name: &ImageName) -> Result<Option<Vec<u8>>, RefsError> {
         let path = self.path().join("refs").join(file_name(name));

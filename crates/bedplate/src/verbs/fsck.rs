@@ -32,6 +32,8 @@ struct Report {
 
 #[derive(Serialize)]
 struct Repaired {
+    /// Where the journal of names is now, if it could not be read.
+    set_aside: Option<String>,
     repaired: Vec<Item>,
     failed_sources: Vec<Failed>,
 }
@@ -110,13 +112,21 @@ fn repair(fsck: &Fsck, store: &Store, context: &Context<'_>) -> anyhow::Result<R
             .with_context(|| format!("cannot open the store {}", path.display()))?;
         stores.push(StoreSource::new(other));
     }
-    let client = context.client(&fsck.remote)?;
+    // A ref that cannot be read is a finding, and names no registry.
+    let mut named = store.all_refs().unwrap_or_default();
+    named.retain(|known| !known.name.is_local());
+    let client = if named.is_empty() {
+        None
+    } else {
+        Some(context.client(&fsck.remote)?)
+    };
     let options = PullOptions::new(context.host.now());
     let mut registries: Vec<RegistrySource<'_>> = Vec::new();
-    // A ref that cannot be read is a finding, and names no registry.
-    for known in store.all_refs().unwrap_or_default() {
-        for target in known.images() {
-            registries.extend(RegistrySource::new(&client, &known.name, target, &options));
+    if let Some(client) = &client {
+        for known in &named {
+            for target in known.images() {
+                registries.extend(RegistrySource::new(client, &known.name, target, &options));
+            }
         }
     }
     let mut sources: Vec<&dyn Source> = Vec::new();
@@ -133,6 +143,7 @@ fn texts(findings: &[Finding]) -> Vec<String> {
 
 fn repaired(report: RepairReport) -> Repaired {
     Repaired {
+        set_aside: report.set_aside.map(|path| path.display().to_string()),
         repaired: report
             .repaired
             .into_iter()
@@ -154,6 +165,13 @@ fn repaired(report: RepairReport) -> Repaired {
 
 fn draw(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if let Some(repair) = &report.repair {
+        if let Some(path) = &repair.set_aside {
+            writeln!(
+                out,
+                "the journal of names could not be read and is set aside as {path}; each name is as its own \
+                 file says"
+            )?;
+        }
         for Item { item, from } in &repair.repaired {
             writeln!(out, "repaired {item} from {from}")?;
         }

@@ -18,6 +18,24 @@ fn shell(sandbox: &Sandbox, line: &str) -> Output {
 }
 
 #[test]
+fn a_limit_of_file_sizes_is_an_error_and_no_sudden_death() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("tree")).unwrap();
+    std::fs::write(sandbox.path("tree/large"), vec![1; 400_000]).unwrap();
+    let limited = Command::new("sh")
+        .args(["-c", "ulimit -f 10; exec \"$@\"", "sh"])
+        .arg(sandbox.command().get_program())
+        .args(sandbox.command().get_args())
+        .args(["commit", "tree", "os:1"])
+        .current_dir(sandbox.path("."))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&limited.stderr);
+    assert_eq!(limited.status.code(), Some(3), "{said}");
+    assert!(said.contains("File too large"), "{said}");
+}
+
+#[test]
 fn modes_are_the_same_whatever_mask_the_caller_left() {
     let modes = |mask: &str| {
         let sandbox = Sandbox::new();

@@ -203,6 +203,21 @@ fn a_diff_shows_packages_first_and_paths_when_asked() {
 }
 
 #[test]
+fn a_journal_that_cannot_be_read_is_set_aside_by_a_repair() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:1");
+    sandbox.good("tag os:1 os:2 os:3");
+    std::fs::write(sandbox.path("store/journal"), "garbage").unwrap();
+    assert_eq!(sandbox.run("images").code, 5);
+    let repair = sandbox.good("fsck --repair");
+    assert!(repair.contains("journal.damaged"), "{repair}");
+    assert_eq!(sandbox.json("images --json").as_array().unwrap().len(), 3);
+    sandbox.good("tag os:1 os:4 os:5");
+    sandbox.good("fsck");
+}
+
+#[test]
 fn the_index_is_made_anew_and_says_how_much_it_knows() {
     let sandbox = Sandbox::new();
     sandbox.tree("tree");
