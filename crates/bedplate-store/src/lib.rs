@@ -10,8 +10,18 @@
 //!   layers/<hex>       layer tables, named by the layer's diff_id
 //!   blobs/<hex>        manifests and configs as received, named by their SHA-256
 //!   refs/<name>        image names that point at images        pins/<name>   other holders of images
-//!   index/sha256       contents' SHA-256 → objects: a cache
+//!   index/sha256       contents' SHA-256 → objects        index/stat-…    files that were read before: caches
 //!   tmp/<txn>/         what is not committed yet, held by a flock     trash/  condemned by gc
+//! ```
+//!
+//! ```text
+//! who             locks                                   for how long
+//! readers         nothing                                 –
+//! a transaction   tmp/<txn> (exclusive)                   from its first byte to its end
+//!   its commit    lock (shared), then refs/ (exclusive)   while names are given: no bytes are written
+//! gc              lock (exclusive)                        while it marks and condemns: no content is read
+//! fsck --repair   lock (shared)                           while replacements get their names
+//! index           index/ (exclusive)                      while the table is replaced
 //! ```
 //!
 //! ```text
