@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::report::{Fact, Report, Row, Target};
 use super::sample::Samples;
 use super::{Bench, NAME, commit_theirs, image, make_repository, ostree, remove, root_of};
-use crate::{run, workspace};
+use crate::{programs, run, workspace};
 
 /// What the second version is called in our stores.
 const NEXT: &str = "localhost/bench:v2";
@@ -31,6 +31,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.diff(report, &store, &repository)?;
     disk(report, &store, &repository)?;
     bench.gc(report, &store, &repository)?;
+    bench.digest(report)?;
     bench.growth(report)
 }
 
@@ -210,6 +211,40 @@ impl Bench {
             ours,
             peer: Some((OSTREE, theirs)),
             targets: vec![Target::Wall(0.4)],
+        });
+        Ok(())
+    }
+
+    /// Against a bare program that opens, reads and hashes the same files, and does nothing else.
+    fn digest(&self, report: &mut Report) -> Result<()> {
+        run::output(programs::cargo().args([
+            "build",
+            "--release",
+            "--locked",
+            "--quiet",
+            "--package=bedplate-store",
+            "--example=bare_hash",
+        ]))?;
+        let bare = self.bedplate.with_file_name("examples").join("bare_hash");
+        let tree = &self.trees.v1;
+        self.settle(tree)?;
+        let (ours, theirs) = self.alternate(
+            ("bedplate digest", &mut || {
+                let mut command = Command::new(&self.bedplate);
+                command.arg("digest").arg(tree);
+                command
+            }),
+            ("bare hashing", &mut || {
+                let mut command = Command::new(&bare);
+                command.arg(tree);
+                command
+            }),
+        )?;
+        report.add(Row {
+            what: "digest of v1, files in the page cache",
+            ours,
+            peer: Some(("a bare program: open, read, SHA-256, all cores", theirs)),
+            targets: vec![Target::Wall(1.25)],
         });
         Ok(())
     }
