@@ -25,7 +25,19 @@ pub(crate) const MACHINE: &[&str] = &[
 ];
 
 /// What the tests compare with.
-pub(crate) const PEERS: &[&str] = &["skopeo", "podman", "erofs-utils"];
+pub(crate) const PEERS: &[&str] = &[
+    "skopeo",
+    "podman",
+    "erofs-utils",
+    "docker-registry",
+    "gdisk",
+    "dosfstools",
+    "mtools",
+    "e2fsprogs",
+    "cpio",
+    "python3",
+    "binutils",
+];
 
 /// What the benchmark compares with, and measures by.
 pub(crate) const BENCH: &[&str] = &["ostree", "skopeo", "umoci", "time"];
