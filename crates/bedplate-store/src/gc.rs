@@ -169,10 +169,18 @@ impl Store {
         if dry_run {
             return Ok(report);
         }
-        // Names forget before the images go: a history never names what is not there.
-        self.forget(refs, &report.forgotten)
-            .map_err(GcError::Refs)?;
+        // Names forget before the images go, so that a history names nothing that is not there; only on a
+        // full disk afterwards, when there is room to write a shorter one. Until then it reads as gone.
+        let forgot = match self.forget(&refs, &report.forgotten) {
+            Err(RefsError::Write { source, .. }) if is_full(&source) => false,
+            other => other.map(|()| true).map_err(GcError::Refs)?,
+        };
         self.condemn(&report.removed)?;
+        if !forgot {
+            self.empty_trash()?;
+            self.forget(&refs, &report.forgotten)
+                .map_err(GcError::Refs)?;
+        }
         drop(lock);
         self.empty_trash()?;
         let tmp = files::open_directory(self.root(), "tmp".as_ref())
@@ -213,7 +221,7 @@ impl Store {
     }
 
     /// Takes entries out of the histories of names.
-    fn forget(&self, refs: Vec<RefDocument>, forgotten: &[Forgotten]) -> Result<(), RefsError> {
+    fn forget(&self, refs: &[RefDocument], forgotten: &[Forgotten]) -> Result<(), RefsError> {
         let changing = self.lock_refs()?;
         changing.finish_journal()?;
         let mut by_name: HashMap<&ImageName, HashSet<usize>> = HashMap::new();
@@ -222,8 +230,9 @@ impl Store {
             positions.insert(entry.back as usize - 1);
         }
         let mut shorter = Vec::new();
-        for mut document in refs {
+        for document in refs {
             if let Some(gone) = by_name.get(&document.name) {
+                let mut document = document.clone();
                 document.forget(|position| gone.contains(&position));
                 shorter.push(document);
             }
@@ -412,6 +421,14 @@ impl Forgotten {
             reason,
         }
     }
+}
+
+/// Returns whether there is no room for a write.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 struct Marking<'a> {

@@ -127,12 +127,7 @@ impl RefChanges {
             [] => Ok(()),
             [only] => one(only),
             changes => match changing.several(changes, generation.wrapping_add(1)) {
-                Err(RefsError::Write { source, .. })
-                    if matches!(
-                        source.kind(),
-                        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                    ) =>
-                {
+                Err(RefsError::Write { source, .. }) if crate::gc::is_full(&source) => {
                     changes.iter().try_for_each(one)
                 }
                 other => other,
