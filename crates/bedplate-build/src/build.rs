@@ -295,12 +295,9 @@ pub fn build(
 
     // 5. The name, and the commit point.
     let target = RefTarget {
-        root,
         manifest: Some(packaged.manifest),
         config: Some(packaged.config),
-        created: options.now,
-        signature: None,
-        policy: None,
+        ..RefTarget::new(root, options.now)
     };
     transaction.set_ref(name, target).map_err(put_error)?;
     transaction.commit()?;

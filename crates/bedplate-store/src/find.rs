@@ -118,14 +118,7 @@ impl Store {
 fn unnamed(root: RootDigest) -> Found {
     Found {
         name: None,
-        target: RefTarget {
-            root,
-            manifest: None,
-            config: None,
-            created: 0,
-            signature: None,
-            policy: None,
-        },
+        target: RefTarget::new(root, 0),
     }
 }
 

@@ -25,7 +25,7 @@ use std::sync::{Mutex, PoisonError};
 use bedplate_model::oci::Config;
 use bedplate_model::{ImageName, ObjectId, Sha256};
 use bedplate_sys::lock::Lock;
-use bedplate_sys::{durable, files};
+use bedplate_sys::{durable, files, space};
 
 use crate::item::Item;
 use crate::layer::{self, Layer};
@@ -172,7 +172,7 @@ impl Store {
         // Names forget before the images go, so that a history names nothing that is not there; only on a
         // full disk afterwards, when there is room to write a shorter one. Until then it reads as gone.
         let forgot = match self.forget(&refs, &report.forgotten) {
-            Err(RefsError::Write { source, .. }) if is_full(&source) => false,
+            Err(RefsError::Write { source, .. }) if space::is_full(&source) => false,
             other => other.map(|()| true).map_err(GcError::Refs)?,
         };
         self.condemn(&report.removed)?;
@@ -421,14 +421,6 @@ impl Forgotten {
             reason,
         }
     }
-}
-
-/// Returns whether there is no room for a write.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
 }
 
 struct Marking<'a> {

@@ -28,6 +28,14 @@ pub fn space(fd: impl AsFd) -> io::Result<Space> {
     })
 }
 
+/// Returns whether a write failed because there is no room for it, on the disk or in somebody's share of it.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 /// Reserves the blocks of a file without changing its length, where the file system can.
 ///
 /// A full disk is an error here, before the first byte is written.

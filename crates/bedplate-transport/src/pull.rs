@@ -185,12 +185,9 @@ fn name_image(
     let manifest = transaction.put_blob(&fetched.bytes)?;
     let config = transaction.put_blob(config)?;
     let target = RefTarget {
-        root,
         manifest: Some(manifest),
         config: Some(config),
-        created: options.now,
-        signature: None,
-        policy: None,
+        ..RefTarget::new(root, options.now)
     };
     transaction.set_ref(&ref_name(image), target)?;
     Ok((manifest, config))

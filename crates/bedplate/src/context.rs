@@ -140,14 +140,7 @@ impl<'a> Context<'a> {
 
     /// Returns the target of a new ref to an image that has no manifest yet.
     pub(crate) fn target(&self, root: RootDigest) -> RefTarget {
-        RefTarget {
-            root,
-            manifest: None,
-            config: None,
-            created: self.host.now(),
-            signature: None,
-            policy: None,
-        }
+        RefTarget::new(root, self.host.now())
     }
 
     /// Returns the same target, set now.

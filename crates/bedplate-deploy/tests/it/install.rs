@@ -57,14 +57,7 @@ impl Fixture {
         let transaction = store.begin().unwrap();
         let tree = scan(&root, &transaction, &()).unwrap();
         let image = transaction.put_image(&tree, RuleSet::Exact1).unwrap();
-        let target = RefTarget {
-            root: image,
-            manifest: None,
-            config: None,
-            created: 0,
-            signature: None,
-            policy: None,
-        };
+        let target = RefTarget::new(image, 0);
         transaction.set_ref(&name, target).unwrap();
         transaction.commit().unwrap();
         Self {

@@ -246,12 +246,8 @@ impl Simulated {
             .unwrap();
         let root = transaction.put_image(&tree, RuleSet::Exact1).unwrap();
         let target = RefTarget {
-            root,
             manifest: Some(manifest),
-            config: None,
-            created: 0,
-            signature: None,
-            policy: None,
+            ..RefTarget::new(root, 0)
         };
         transaction.set_ref(&name(), target.clone()).unwrap();
         transaction.commit().unwrap();

@@ -325,14 +325,7 @@ mod tests {
         let transaction = store.begin().unwrap();
         let tree = scan(&tree, &transaction, &()).unwrap();
         let root = transaction.put_image(&tree, RuleSet::Exact1).unwrap();
-        let target = RefTarget {
-            root,
-            manifest: None,
-            config: None,
-            created: 0,
-            signature: None,
-            policy: None,
-        };
+        let target = RefTarget::new(root, 0);
         transaction.set_ref(&name, target).unwrap();
         transaction.commit().unwrap();
         (directory, store, name)

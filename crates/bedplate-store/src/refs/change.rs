@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use bedplate_model::ImageName;
 use bedplate_model::format::FormatHeader;
 use bedplate_sys::lock::Lock;
-use bedplate_sys::{durable, files};
+use bedplate_sys::{durable, files, space};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -127,7 +127,7 @@ impl RefChanges {
             [] => Ok(()),
             [only] => one(only),
             changes => match changing.several(changes, generation.wrapping_add(1)) {
-                Err(RefsError::Write { source, .. }) if crate::gc::is_full(&source) => {
+                Err(RefsError::Write { source, .. }) if space::is_full(&source) => {
                     changes.iter().try_for_each(one)
                 }
                 other => other,

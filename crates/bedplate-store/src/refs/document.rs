@@ -155,14 +155,7 @@ mod tests {
 
     fn target(digit: u8, created: i64) -> RefTarget {
         let root = format!("exact-1/v1-sha256-12:{}", digit.to_string().repeat(64));
-        RefTarget {
-            root: root.parse().unwrap(),
-            manifest: None,
-            config: None,
-            created,
-            signature: None,
-            policy: None,
-        }
+        RefTarget::new(root.parse().unwrap(), created)
     }
 
     #[test]

@@ -62,6 +62,18 @@ pub struct RefTarget {
 }
 
 impl RefTarget {
+    /// Points at an image of which nothing more is known; `created` is in seconds since 1970.
+    pub const fn new(root: RootDigest, created: i64) -> Self {
+        Self {
+            root,
+            manifest: None,
+            config: None,
+            created,
+            signature: None,
+            policy: None,
+        }
+    }
+
     /// Returns whether both lead to the same image, whatever documents it has.
     pub fn is_same_image(&self, other: &Self) -> bool {
         self.root == other.root

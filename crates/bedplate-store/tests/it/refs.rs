@@ -89,14 +89,7 @@ fn image(name: &str) -> ImageName {
 }
 
 fn target(root: RootDigest, created: i64) -> RefTarget {
-    RefTarget {
-        root,
-        manifest: None,
-        config: None,
-        created,
-        signature: None,
-        policy: None,
-    }
+    RefTarget::new(root, created)
 }
 
 #[test]

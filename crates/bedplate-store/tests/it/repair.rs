@@ -27,12 +27,8 @@ fn store(at: &Path, name: &str) -> (Store, RootDigest) {
     let manifest = transaction.put_blob(b"{\"a\":\"manifest\"}").unwrap();
     let image: ImageName = "os:v1".parse().unwrap();
     let target = RefTarget {
-        root,
         manifest: Some(manifest),
-        config: None,
-        created: 1,
-        signature: None,
-        policy: None,
+        ..RefTarget::new(root, 1)
     };
     transaction.set_ref(&image, target).unwrap();
     transaction.commit().unwrap();

@@ -97,14 +97,7 @@ fn content(number: u32, letter: char) -> String {
 }
 
 fn target(root: RootDigest) -> RefTarget {
-    RefTarget {
-        root,
-        manifest: None,
-        config: None,
-        created: 0,
-        signature: None,
-        policy: None,
-    }
+    RefTarget::new(root, 0)
 }
 
 /// Replaces a file's content by one of the same length, and sets its mtime back.

@@ -66,14 +66,7 @@ fn image(name: &str) -> ImageName {
 }
 
 fn target(root: RootDigest) -> RefTarget {
-    RefTarget {
-        root,
-        manifest: None,
-        config: None,
-        created: 1,
-        signature: None,
-        policy: None,
-    }
+    RefTarget::new(root, 1)
 }
 
 fn is_root() -> bool {

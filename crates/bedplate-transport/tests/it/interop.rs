@@ -155,14 +155,7 @@ fn committed(store: &Store) -> (ImageName, RootDigest) {
     }
     let root = transaction.put_image(&tree, RuleSet::Exact1).unwrap();
     let image: ImageName = "localhost/mine:v1".parse().unwrap();
-    let target = RefTarget {
-        root,
-        manifest: None,
-        config: None,
-        created: 0,
-        signature: None,
-        policy: None,
-    };
+    let target = RefTarget::new(root, 0);
     transaction.set_ref(&image, target).unwrap();
     transaction.commit().unwrap();
     (image, root)
