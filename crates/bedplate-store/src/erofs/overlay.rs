@@ -29,6 +29,9 @@ const WHITEOUTS: [&[u8]; 2] = [
 ];
 const MARKED_OPAQUE: [&[u8]; 2] = [b"trusted.overlay.overlay.opaque", b"user.overlay.opaque"];
 
+/// Bytes of a digest's attribute before the digest.
+const METACOPY_HEADER: usize = 4;
+
 /// The device of a whiteout.
 pub(super) const WHITEOUT_DEVICE: Rdev = Rdev { major: 0, minor: 0 };
 
@@ -43,26 +46,55 @@ pub(super) fn escape(xattrs: &Xattrs) -> Xattrs {
         .collect()
 }
 
-/// Returns a name without memory of its own where it is one that every object's file has.
-pub(super) fn static_name(name: Box<[u8]>) -> Cow<'static, [u8]> {
-    let usual = [METACOPY, REDIRECT];
-    match usual.into_iter().find(|usual| **usual == *name) {
-        Some(usual) => Cow::Borrowed(usual),
-        None => Cow::Owned(name.into()),
-    }
+/// One attribute of an image. What every object's file has is made from the object's name when it is
+/// asked for: kept as bytes, it would be most of the memory of a large image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Xattr<'a> {
+    /// A tree's own, or a mark.
+    Own(&'a [u8], &'a [u8]),
+    /// The digest of a file's content.
+    Metacopy(&'a ObjectId),
+    /// The path of a file's content.
+    Redirect(&'a ObjectId),
 }
 
-/// Adds what makes overlayfs take a file's content from an object.
-pub(super) fn mark_object(xattrs: &mut Xattrs, id: &ObjectId) {
-    let digest = id.as_bytes();
-    let mut metacopy = vec![0, 4 + digest.len() as u8, 0, id.algorithm().kernel_number()];
-    metacopy.extend_from_slice(digest);
-    set(xattrs, METACOPY, &metacopy);
-    set(
-        xattrs,
-        REDIRECT,
-        format!("/{}", id.object_path()).as_bytes(),
-    );
+impl<'a> Xattr<'a> {
+    /// Returns what makes overlayfs take a file's content from an object.
+    pub(super) fn of_object(id: &'a ObjectId) -> [Self; 2] {
+        [Self::Metacopy(id), Self::Redirect(id)]
+    }
+
+    pub(super) fn name(&self) -> &'a [u8] {
+        match self {
+            Self::Own(name, _) => name,
+            Self::Metacopy(_) => METACOPY,
+            Self::Redirect(_) => REDIRECT,
+        }
+    }
+
+    pub(super) fn value_len(&self) -> usize {
+        match self {
+            Self::Own(_, value) => value.len(),
+            Self::Metacopy(id) => METACOPY_HEADER + id.as_bytes().len(),
+            // A slash, two digits, a slash, the other digits.
+            Self::Redirect(id) => 2 + 2 * id.as_bytes().len(),
+        }
+    }
+
+    pub(super) fn value(&self) -> Cow<'a, [u8]> {
+        match self {
+            Self::Own(_, value) => Cow::Borrowed(value),
+            Self::Metacopy(id) => {
+                let digest = id.as_bytes();
+                let length = METACOPY_HEADER + digest.len();
+                let mut value = Vec::with_capacity(length);
+                value.extend([0, length as u8, 0, id.algorithm().kernel_number()]);
+                value.extend_from_slice(digest);
+                Cow::Owned(value)
+            }
+            Self::Redirect(id) => Cow::Owned(format!("/{}", id.object_path()).into_bytes()),
+        }
+    }
 }
 
 /// Adds what makes an empty file a whiteout inside an overlay.

@@ -6,6 +6,7 @@
 //!
 //! Invariant: a tail never crosses the border of a block.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -15,6 +16,7 @@ use super::ondisk::{
     BLOCK, CHUNK_BITS, COMPACT_LEN, DIRENT_LEN, EXTENDED_LEN, FIRST_INODE, SHARED_MAX, SLOT,
     XATTR_ENTRY_LEN, XATTR_HEADER_LEN, split_xattr,
 };
+use super::overlay::Xattr;
 use super::plan::{Body, Inode, Plan};
 
 /// Tails that are longer than half a block become a block of their own.
@@ -43,14 +45,10 @@ pub(super) struct Place {
 /// One xattr that several inodes share.
 #[derive(Debug)]
 pub(super) struct SharedXattr<'a> {
-    pub(super) name: &'a [u8],
-    pub(super) value: &'a [u8],
+    pub(super) xattr: Xattr<'a>,
     /// The offset from the beginning of the table.
     pub(super) offset: u64,
 }
-
-/// Name and value of an extended attribute.
-type Pair<'a> = (&'a [u8], &'a [u8]);
 
 /// Where everything stands.
 #[derive(Debug)]
@@ -86,9 +84,9 @@ impl<'a> Places<'a> {
             inodes.push(place);
         }
         let inodes_end = position;
-        let shared_len = shared.last().map_or(0, |last| {
-            last.offset + entry_len(split_xattr(last.name).1, last.value)
-        });
+        let shared_len = shared
+            .last()
+            .map_or(0, |last| last.offset + entry_len(&last.xattr));
         let data = (inodes_end + shared_len).next_multiple_of(BLOCK);
         let mut block = data / BLOCK;
         for place in &mut inodes {
@@ -109,7 +107,7 @@ impl<'a> Places<'a> {
 }
 
 impl Place {
-    fn unplaced(inode: &Inode<'_>, earliest: Timestamp, index: &HashMap<Pair<'_>, usize>) -> Self {
+    fn unplaced(inode: &Inode<'_>, earliest: Timestamp, index: &HashMap<Xattr<'_>, usize>) -> Self {
         let (size, blocks, tail) = match &inode.body {
             Body::Directory(entries) => {
                 let (blocks, tail) = measure(entries);
@@ -123,12 +121,12 @@ impl Place {
                 let (blocks, tail) = split_tail(bytes.len() as u64);
                 (bytes.len() as u64, blocks, tail)
             }
-            Body::Elsewhere { size } => (*size, 0, chunks(*size).1 * 4),
+            Body::Elsewhere { size, .. } => (*size, 0, chunks(*size).1 * 4),
             Body::Device(_) => (0, 0, 0),
         };
         let (mut shared, mut local) = (Vec::new(), Vec::new());
-        for (position, (name, value)) in inode.xattrs.iter().enumerate() {
-            match index.get(&(&**name, &**value)) {
+        for (position, xattr) in inode.xattrs().enumerate() {
+            match index.get(&xattr) {
                 Some(entry) if shared.len() < SHARED_MAX => shared.push(*entry),
                 _ => local.push(position),
             }
@@ -161,19 +159,14 @@ impl Place {
 
     /// Returns the length of everything about xattrs that stands behind the inode.
     pub(super) fn xattr_len(&self, inode: &Inode<'_>) -> u64 {
-        if inode.xattrs.is_empty() {
+        if self.shared.is_empty() && self.local.is_empty() {
             return 0;
         }
         let mut local = self.local.iter().copied().peekable();
         let entries = inode
-            .xattrs
-            .iter()
+            .xattrs()
             .enumerate()
-            .filter_map(|(position, (name, value))| {
-                local
-                    .next_if_eq(&position)
-                    .map(|_| entry_len(split_xattr(name).1, value))
-            });
+            .filter_map(|(position, xattr)| local.next_if_eq(&position).map(|_| entry_len(&xattr)));
         XATTR_HEADER_LEN + self.shared.len() as u64 * 4 + entries.sum::<u64>()
     }
 
@@ -259,21 +252,19 @@ pub(super) fn chunks(size: u64) -> (u32, u64) {
 }
 
 /// Returns the length of an xattr entry, padded to 4 bytes.
-pub(super) fn entry_len(suffix: &[u8], value: &[u8]) -> u64 {
-    (XATTR_ENTRY_LEN + suffix.len() as u64 + value.len() as u64).next_multiple_of(4)
+pub(super) fn entry_len(xattr: &Xattr<'_>) -> u64 {
+    let suffix = split_xattr(xattr.name()).1;
+    (XATTR_ENTRY_LEN + suffix.len() as u64 + xattr.value_len() as u64).next_multiple_of(4)
 }
 
 /// Finds the xattrs that occur more than once, in the order of their table: descending by name, then by
 /// the length of the value, then by the value.
-fn share<'a>(inodes: &'a [Inode<'a>]) -> (Vec<SharedXattr<'a>>, HashMap<Pair<'a>, usize>) {
-    let pairs = || {
-        let all = inodes.iter().flat_map(|inode| inode.xattrs.iter());
-        all.map(|(name, value)| (&**name, &**value))
-    };
+fn share<'a>(inodes: &'a [Inode<'a>]) -> (Vec<SharedXattr<'a>>, HashMap<Xattr<'a>, usize>) {
+    let all = || inodes.iter().flat_map(Inode::xattrs);
     // Nearly all occur once: their hashes tell, in a fraction of the memory of a map of all.
     let keyed = RandomState::new();
-    let hash = |pair: Pair<'_>| keyed.hash_one(pair);
-    let mut hashes: Vec<u64> = pairs().map(hash).collect();
+    let hash = |xattr: &Xattr<'_>| keyed.hash_one(xattr);
+    let mut hashes: Vec<u64> = all().map(|xattr| hash(&xattr)).collect();
     hashes.sort_unstable();
     let suspects: HashSet<u64> = hashes
         .windows(2)
@@ -281,30 +272,23 @@ fn share<'a>(inodes: &'a [Inode<'a>]) -> (Vec<SharedXattr<'a>>, HashMap<Pair<'a>
         .map(|pair| pair[0])
         .collect();
     drop(hashes);
-    let mut counts: HashMap<Pair<'_>, usize> = HashMap::new();
-    for pair in pairs().filter(|pair| suspects.contains(&hash(*pair))) {
-        *counts.entry(pair).or_default() += 1;
+    let mut counts: HashMap<Xattr<'_>, usize> = HashMap::new();
+    for xattr in all().filter(|xattr| suspects.contains(&hash(xattr))) {
+        *counts.entry(xattr).or_default() += 1;
     }
     let mut repeated: Vec<_> = counts
         .into_iter()
         .filter(|(_, count)| *count > 1)
-        .map(|(pair, _)| pair)
+        .map(|(xattr, _)| xattr)
         .collect();
-    repeated.sort_unstable_by(|one, other| {
-        let key = |(name, value): &(&'a [u8], &'a [u8])| (*name, value.len(), *value);
-        key(other).cmp(&key(one))
-    });
+    repeated.sort_by_cached_key(|xattr| Reverse((xattr.name(), xattr.value_len(), xattr.value())));
     let mut offset = 0;
     let mut table = Vec::with_capacity(repeated.len());
     let mut index = HashMap::with_capacity(repeated.len());
-    for (name, value) in repeated {
-        index.insert((name, value), table.len());
-        table.push(SharedXattr {
-            name,
-            value,
-            offset,
-        });
-        offset += entry_len(split_xattr(name).1, value);
+    for xattr in repeated {
+        index.insert(xattr, table.len());
+        table.push(SharedXattr { xattr, offset });
+        offset += entry_len(&xattr);
     }
     (table, index)
 }

@@ -3,19 +3,18 @@
 //! Breadth first from the root, the entries of a directory in the order of their bytes; a hard-linked
 //! node stands where the first of its names stands in a walk depth first.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bedplate_model::{
-    Algorithm, Content, ErofsVersion, FileContent, Metadata, Node, NodeId, Rdev, Timestamp, Tree,
-    Xattrs,
+    Algorithm, Content, ErofsVersion, FileContent, Metadata, Node, NodeId, ObjectId, Rdev,
+    Timestamp, Tree, Xattrs,
 };
 
-use super::overlay;
+use super::overlay::{self, Xattr};
 use super::{HardLinks, Options};
 
-/// Name and value of an extended attribute.
-type Xattr = (Cow<'static, [u8]>, Box<[u8]>);
+/// Name and value.
+type OwnXattr = (Box<[u8]>, Box<[u8]>);
 
 /// One inode of the image.
 #[derive(Debug)]
@@ -25,8 +24,9 @@ pub(super) struct Inode<'a> {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) mtime: Timestamp,
-    /// In the order of their names. No map: a million small maps are most of the memory of a large image.
-    pub(super) xattrs: Box<[Xattr]>,
+    /// Its attributes but those that name an object, in the order of their names. No map: a million small
+    /// maps are most of the memory of a large image.
+    own_xattrs: Box<[OwnXattr]>,
     pub(super) body: Body<'a>,
 }
 
@@ -38,7 +38,7 @@ pub(super) enum Body<'a> {
     /// Bytes that lie in the image.
     Bytes(&'a [u8]),
     /// A file whose bytes lie in an object.
-    Elsewhere { size: u64 },
+    Elsewhere { id: &'a ObjectId, size: u64 },
     /// A device, with its encoded number, or nothing at all.
     Device(u32),
 }
@@ -161,10 +161,7 @@ impl<'a> Inode<'a> {
             Content::File(FileContent::Inline(bytes)) | Content::Symlink(bytes) => {
                 Body::Bytes(bytes)
             }
-            Content::File(FileContent::Object { id, size }) => {
-                overlay::mark_object(&mut xattrs, id);
-                Body::Elsewhere { size: *size }
-            }
+            Content::File(FileContent::Object { id, size }) => Body::Elsewhere { id, size: *size },
             Content::CharacterDevice(overlay::WHITEOUT_DEVICE) => {
                 overlay::mark_whiteout(&mut xattrs);
                 st_mode = 0o100_000 | (st_mode & 0o7777);
@@ -178,6 +175,19 @@ impl<'a> Inode<'a> {
         let mut inode = Self::new(st_mode, &node.metadata, xattrs, body);
         inode.links = links;
         inode
+    }
+
+    /// Returns every attribute, in the order of their names.
+    pub(super) fn xattrs(&self) -> impl Iterator<Item = Xattr<'_>> {
+        let own = self
+            .own_xattrs
+            .iter()
+            .map(|(name, value)| Xattr::Own(name, value));
+        let marks = match &self.body {
+            Body::Elsewhere { id, .. } => Some(Xattr::of_object(id)),
+            Body::Directory(_) | Body::Bytes(_) | Body::Device(_) => None,
+        };
+        merge(own, marks.into_iter().flatten())
     }
 
     pub(super) fn is_symlink(&self) -> bool {
@@ -199,13 +209,25 @@ impl<'a> Inode<'a> {
             uid: metadata.uid,
             gid: metadata.gid,
             mtime: metadata.mtime,
-            xattrs: xattrs
-                .into_iter()
-                .map(|(name, value)| (overlay::static_name(name), value))
-                .collect(),
+            own_xattrs: xattrs.into_iter().collect(),
             body,
         }
     }
+}
+
+/// Merges two lists that are in the order of their names.
+fn merge<'x>(
+    one: impl Iterator<Item = Xattr<'x>>,
+    other: impl Iterator<Item = Xattr<'x>>,
+) -> impl Iterator<Item = Xattr<'x>> {
+    let (mut one, mut other) = (one.peekable(), other.peekable());
+    std::iter::from_fn(move || {
+        let first = match (one.peek(), other.peek()) {
+            (Some(one), Some(other)) => one.name() < other.name(),
+            (one, _) => one.is_some(),
+        };
+        if first { one.next() } else { other.next() }
+    })
 }
 
 /// Returns the entries of a directory in the order of their bytes; the root's with the stubs, which

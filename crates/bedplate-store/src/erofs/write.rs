@@ -12,6 +12,7 @@ use super::ondisk::{
     ELSEWHERE_MAX, EROFS_MAGIC, FEATURE_COMPAT, FIRST_INODE, FLAT_INLINE, FLAT_PLAIN, NO_CHUNK,
     SLOT, SUPERBLOCK, XATTR_FILTER_SEED, XATTR_HEADER_LEN, XATTRS_MAX, dirent_type, split_xattr,
 };
+use super::overlay::Xattr;
 use super::place::{Place, Places, chunks, entry_len, groups};
 use super::plan::{Body, Inode, Plan};
 use crate::verity::Hasher;
@@ -70,7 +71,7 @@ pub fn write(tree: &Tree, options: &Options, out: &mut dyn Write) -> Result<Writ
     }
     out.pad_to(places.inodes_end);
     for shared in &places.shared {
-        write_xattr(shared.name, shared.value, &mut out);
+        write_xattr(&shared.xattr, &mut out);
         out.flush_some()?;
     }
     out.pad_to(places.data);
@@ -136,27 +137,25 @@ impl Output<'_> {
 
 /// Refuses what the widths of the format's numbers cannot hold: nothing is ever cut off.
 fn check(inode: &Inode<'_>, place: &Place) -> Result<(), WriteError> {
-    for (name, value) in &inode.xattrs {
-        let suffix = split_xattr(name).1;
-        if u8::try_from(suffix.len()).is_err() || u16::try_from(value.len()).is_err() {
-            return Err(WriteError::Xattr(shown(name)));
+    for xattr in inode.xattrs() {
+        let suffix = split_xattr(xattr.name()).1;
+        if u8::try_from(suffix.len()).is_err() || u16::try_from(xattr.value_len()).is_err() {
+            return Err(WriteError::Xattr(shown(xattr.name())));
         }
     }
     if place.xattr_len(inode) > XATTRS_MAX {
         return Err(WriteError::Xattrs);
     }
     match inode.body {
-        Body::Elsewhere { size } if size > ELSEWHERE_MAX => Err(WriteError::TooLarge),
+        Body::Elsewhere { size, .. } if size > ELSEWHERE_MAX => Err(WriteError::TooLarge),
         _ => Ok(()),
     }
 }
 
 fn write_head(plan: &Plan<'_>, places: &Places<'_>, out: &mut Output<'_>) {
     let has_acl = plan.inodes.iter().any(|inode| {
-        inode
-            .xattrs
-            .iter()
-            .any(|(name, _)| matches!(split_xattr(name).0, 2 | 3))
+        let mut xattrs = inode.xattrs();
+        xattrs.any(|xattr| matches!(split_xattr(xattr.name()).0, 2 | 3))
     });
     out.put(&COMPOSEFS_MAGIC.to_le_bytes());
     out.put(&COMPOSEFS_HEADER_VERSION.to_le_bytes());
@@ -196,7 +195,7 @@ fn write_inode(
         (xattr_len - XATTR_HEADER_LEN) / 4 + 1
     };
     let union = match &inode.body {
-        Body::Elsewhere { size } => chunks(*size).0 - BLOCK.trailing_zeros(),
+        Body::Elsewhere { size, .. } => chunks(*size).0 - BLOCK.trailing_zeros(),
         Body::Device(number) => *number,
         Body::Directory(_) | Body::Bytes(_) => place.address as u32,
     };
@@ -245,8 +244,8 @@ fn write_inode(
 
 fn write_xattrs(inode: &Inode<'_>, place: &Place, places: &Places<'_>, out: &mut Output<'_>) {
     let mut present = 0_u32;
-    for (name, _) in &inode.xattrs {
-        let (index, suffix) = split_xattr(name);
+    for xattr in inode.xattrs() {
+        let (index, suffix) = split_xattr(xattr.name());
         let hash = xxh32(suffix, XATTR_FILTER_SEED + u32::from(index));
         present |= 1 << (hash & 31);
     }
@@ -257,20 +256,21 @@ fn write_xattrs(inode: &Inode<'_>, place: &Place, places: &Places<'_>, out: &mut
         out.put(&((offset / 4) as u32).to_le_bytes());
     }
     let mut local = place.local.iter().peekable();
-    for (position, (name, value)) in inode.xattrs.iter().enumerate() {
+    for (position, xattr) in inode.xattrs().enumerate() {
         if local.next_if_eq(&&position).is_some() {
-            write_xattr(name, value, out);
+            write_xattr(&xattr, out);
         }
     }
 }
 
-fn write_xattr(name: &[u8], value: &[u8], out: &mut Output<'_>) {
-    let (index, suffix) = split_xattr(name);
+fn write_xattr(xattr: &Xattr<'_>, out: &mut Output<'_>) {
+    let (index, suffix) = split_xattr(xattr.name());
+    let value = xattr.value();
     out.put(&[suffix.len() as u8, index]);
     out.put(&(value.len() as u16).to_le_bytes());
     out.put(suffix);
-    out.put(value);
-    let padding = entry_len(suffix, value) - (4 + suffix.len() + value.len()) as u64;
+    out.put(&value);
+    let padding = entry_len(xattr) - (4 + suffix.len() + value.len()) as u64;
     out.put(&[0; 4][..padding as usize]);
 }
 
