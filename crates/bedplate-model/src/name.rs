@@ -191,6 +191,10 @@ impl fmt::Debug for TreePath {
 ///
 /// Every byte string of a stranger passes through here on its way to a terminal.
 pub fn shown(bytes: &[u8]) -> String {
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && *byte != b'\\';
+    if bytes.iter().all(is_plain) {
+        return bytes.iter().copied().map(char::from).collect();
+    }
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {

@@ -289,14 +289,11 @@ impl Tree {
     ///
     /// A stranger's sizes may add up to more than fits; then it is the most that does.
     pub fn file_bytes(&self) -> u64 {
-        let mut seen = vec![false; self.nodes.len()];
-        self.walk()
-            .fold(0, |sum: u64, (_, id)| match &self.node(id).content {
-                Content::File(content) if !std::mem::replace(&mut seen[id.index()], true) => {
-                    sum.saturating_add(content.size())
-                }
-                _ => sum,
-            })
+        let named = self.name_counts().into_iter().zip(&self.nodes);
+        named.fold(0, |sum: u64, (names, node)| match &node.content {
+            Content::File(content) if names > 0 => sum.saturating_add(content.size()),
+            _ => sum,
+        })
     }
 
     fn add_entry(&mut self, parent: NodeId, name: Name, id: NodeId) -> Result<(), TreeError> {

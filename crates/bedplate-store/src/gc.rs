@@ -3,11 +3,11 @@
 //! ```text
 //! lock ─ mark: refs, pins, live transactions → images → objects; configs → layers → objects
 //!      ─ choose: earlier images of names, by count, age and size; names forget the others
-//!      ─ condemn: images and layers → trash/, made durable, then objects and blobs
-//! unlock ─ empty trash/ ─ remove what dead transactions left
+//!      ─ remove: images and layers, made durable, then objects and blobs
+//! unlock ─ remove what dead transactions left
 //! ```
 //!
-//! The lock is held against the last phase of commits alone, while names are moved, and never while
+//! The lock is held against the last phase of commits alone, while names are given, and never while
 //! bytes are read or written: a pull that runs for an hour does not stop a gc, and links back what it
 //! holds.
 //!
@@ -18,7 +18,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -26,6 +25,8 @@ use bedplate_model::oci::Config;
 use bedplate_model::{ImageName, ObjectId, Sha256};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::{durable, files, space};
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
 
 use crate::item::Item;
 use crate::layer::{self, Layer};
@@ -33,6 +34,9 @@ use crate::object::objects_of;
 use crate::refs::{RefDocument, RefTarget, RefsError};
 use crate::store::{ReadStoreError, Store};
 use crate::work;
+
+/// How many items one thread takes at a time.
+const CHUNK: usize = 64;
 
 /// What is kept besides what names point at now, and pins and live transactions hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,13 +163,13 @@ impl Store {
             abandoned: transactions.dead.len() as u64,
             ..GcReport::default()
         };
-        for item in items {
-            if marking.kept.contains(&item) {
-                report.kept += 1;
-            } else {
-                report.removed.push((item, self.size_of(item)));
-            }
-        }
+        let listed = items.len();
+        let garbage = items
+            .into_iter()
+            .filter(|item| !marking.kept.contains(item));
+        let garbage: Vec<Item> = garbage.collect();
+        report.kept = (listed - garbage.len()) as u64;
+        report.removed = self.sized(&garbage);
         if dry_run {
             return Ok(report);
         }
@@ -175,9 +179,8 @@ impl Store {
             Err(RefsError::Write { source, .. }) if space::is_full(&source) => false,
             other => other.map(|()| true).map_err(GcError::Refs)?,
         };
-        self.condemn(&report.removed)?;
+        self.remove(&report.removed)?;
         if !forgot {
-            self.empty_trash()?;
             self.forget(&refs, &report.forgotten)
                 .map_err(GcError::Refs)?;
         }
@@ -240,47 +243,52 @@ impl Store {
         changing.rewrite(&shorter)
     }
 
-    /// Moves what is garbage out of sight. What names comes before what is named, durably.
-    fn condemn(&self, removed: &[(Item, u64)]) -> Result<(), GcError> {
-        let failed = || self.gc_failed("move garbage away");
-        let trash = files::open_directory(self.root(), "trash".as_ref()).map_err(failed())?;
+    /// Removes what is garbage. What names comes before what is named, durably.
+    fn remove(&self, removed: &[(Item, u64)]) -> Result<(), GcError> {
         let names_others = |item: &Item| matches!(item, Item::Image(_) | Item::Layer(_));
-        for first in [true, false] {
-            let mut moved = false;
-            for (item, _) in removed {
-                if names_others(item) == first {
-                    moved |= self.condemn_one(*item, &trash)?;
-                }
-            }
-            if first && moved {
-                durable::sync_filesystem(&trash).map_err(failed())?;
-            }
+        let (naming, named): (Vec<Item>, Vec<Item>) = removed
+            .iter()
+            .map(|(item, _)| *item)
+            .partition(names_others);
+        if !naming.is_empty() {
+            self.remove_items(&naming)?;
+            durable::sync_filesystem(self.root()).map_err(self.gc_failed("remove garbage"))?;
         }
-        Ok(())
+        self.remove_items(&named)
     }
 
-    /// Moves one item to `trash/`, and says whether it was there.
-    ///
-    /// A directory that grows needs room, and a disk is full when gc is needed most: then what is in `trash/`
-    /// goes first. What names it has been moved away durably before, or goes with it.
-    fn condemn_one(&self, item: Item, trash: &OwnedFd) -> Result<bool, GcError> {
-        let mut emptied = false;
-        loop {
-            match rustix::fs::renameat(self.root(), item.path(), trash, item.flat_name()) {
-                Ok(()) => return Ok(true),
-                // Somebody removed it by hand.
-                Err(rustix::io::Errno::NOENT) => return Ok(false),
-                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) if !emptied => {
-                    self.empty_trash()?;
-                    emptied = true;
+    fn remove_items(&self, items: &[Item]) -> Result<(), GcError> {
+        work::run_waiting(items.chunks(CHUNK).collect(), |items, _| {
+            for item in items {
+                match rustix::fs::unlinkat(self.root(), item.path(), AtFlags::empty()) {
+                    // Or somebody removed it by hand.
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(self.gc_failed("remove garbage")(error.into())),
                 }
-                Err(error) => return Err(self.gc_failed("move garbage away")(error.into())),
             }
-        }
+            Ok(())
+        })
     }
 
-    /// Removes what this or an earlier gc condemned. A transaction that uses some of it has links of
-    /// its own.
+    /// Looks up the bytes of items.
+    fn sized(&self, items: &[Item]) -> Vec<(Item, u64)> {
+        let sized = Mutex::new(Vec::with_capacity(items.len()));
+        let chunks = items.chunks(CHUNK).enumerate().collect();
+        work::each_waiting(chunks, &|(number, items): (usize, &[Item])| {
+            let chunk: Vec<_> = items
+                .iter()
+                .map(|item| (*item, self.size_of(*item)))
+                .collect();
+            let mut sized = sized.lock().unwrap_or_else(PoisonError::into_inner);
+            sized.push((number, chunk));
+        });
+        let mut sized = sized.into_inner().unwrap_or_else(PoisonError::into_inner);
+        sized.sort_unstable_by_key(|(number, _)| *number);
+        sized.into_iter().flat_map(|(_, chunk)| chunk).collect()
+    }
+
+    /// Removes what an earlier version of this program condemned: it moved garbage here before it removed
+    /// it.
     fn empty_trash(&self) -> Result<(), GcError> {
         let failed = || self.gc_failed("empty trash/");
         let trash = files::open_directory(self.root(), "trash".as_ref()).map_err(failed())?;
@@ -378,10 +386,7 @@ fn choose(
         }
         return Ok(forgotten);
     };
-    let sizes: HashMap<Item, u64> = items
-        .iter()
-        .map(|item| (*item, marking.store.size_of(*item)))
-        .collect();
+    let sizes: HashMap<Item, u64> = marking.store.sized(items).into_iter().collect();
     let bytes_of = |kept: &HashSet<Item>| {
         kept.iter().fold(0, |sum: u64, item| {
             sum.saturating_add(sizes.get(item).copied().unwrap_or(0))

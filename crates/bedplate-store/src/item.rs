@@ -40,7 +40,7 @@ impl Item {
         }
     }
 
-    /// Returns the name in a transaction's directory, and in `trash/`.
+    /// Returns the name in a transaction's directory.
     pub(crate) fn flat_name(&self) -> String {
         match self {
             Self::Object(id) => format!("object-{id}"),

@@ -11,7 +11,7 @@
 //!   blobs/<hex>        manifests and configs as received, named by their SHA-256
 //!   refs/<name>        image names that point at images        pins/<name>   other holders of images
 //!   index/sha256       contents' SHA-256 → objects        index/stat-…    files that were read before: caches
-//!   tmp/<txn>/         what is not committed yet, held by a flock     trash/  condemned by gc
+//!   tmp/<txn>/         what is not committed yet, held by a flock     trash/  of earlier versions
 //! ```
 //!
 //! ```text
@@ -26,7 +26,7 @@
 //!
 //! ```text
 //! scan ─→ Transaction::put_* ─→ commit: bytes durable → names → names durable → refs
-//!                                             gc: unreachable → trash/ → gone
+//!                                             gc: unreachable → gone
 //! Store::tree ─→ checkout · diff              fsck: everything against its name
 //! ```
 //!

@@ -32,6 +32,9 @@ const DIRECTORIES: [&str; 9] = [
 pub const BLOB_MAX: u64 = 16 << 20;
 /// The most bytes that an image or a layer's table may have: 2 GiB. A million files take a few hundred MiB.
 const METADATA_MAX: u64 = 2 << 30;
+
+/// How much memory is asked for at once on a file's word: a damaged one may claim any length.
+const ROOM_MAX: u64 = 64 << 20;
 /// More bytes of `format.json` than any version writes.
 const FORMAT_FILE_MAX: u64 = 64 * 1024;
 
@@ -429,7 +432,7 @@ impl Store {
         if size > max {
             return Err(ReadStoreError::TooLarge { item, size, max });
         }
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(size.min(ROOM_MAX) as usize + 1);
         // A file that grows while it is read is cut off, and then it is not what its digest says.
         io::Read::read_to_end(&mut io::Read::take(file, max), &mut bytes).map_err(failed)?;
         Ok(bytes)

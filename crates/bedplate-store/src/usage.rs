@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bedplate_model::ObjectId;
 use bedplate_sys::files;
-use rustix::fs::{AtFlags, FileType};
+use rustix::fs::{AtFlags, FileType, Stat};
 use serde::Serialize;
 
 use crate::item::Item;
@@ -98,26 +98,42 @@ struct Tally {
     images: Vec<ImageUsage>,
 }
 
+/// How many items one thread looks up at a time.
+const CHUNK: usize = 64;
+
+impl Usage {
+    fn add(&mut self, item: Item, stat: &Stat) {
+        let (count, bytes) = match item {
+            Item::Object(_) => (&mut self.objects, &mut self.object_bytes),
+            Item::Image(_) => (&mut self.images, &mut self.image_bytes),
+            Item::Layer(_) => (&mut self.layers, &mut self.layer_bytes),
+            Item::Blob(_) => (&mut self.blobs, &mut self.blob_bytes),
+        };
+        *count += 1;
+        *bytes = bytes.saturating_add(stat.st_size as u64);
+        let blocks = stat.st_blocks as u64;
+        self.disk_bytes = self.disk_bytes.saturating_add(blocks.saturating_mul(512));
+    }
+}
+
 impl Store {
     /// Counts what the store holds.
     pub fn usage(&self) -> io::Result<Usage> {
-        let mut usage = Usage::default();
-        for item in self.items()? {
-            let Ok(stat) = rustix::fs::statat(self.root(), item.path(), AtFlags::SYMLINK_NOFOLLOW)
-            else {
-                continue; // collected since the directory was read
+        let usage: Mutex<Usage> = Mutex::default();
+        let items = self.items()?;
+        work::each_waiting(items.chunks(CHUNK).collect(), &|items: &[Item]| {
+            let stat = |item: &Item| {
+                let stat = rustix::fs::statat(self.root(), item.path(), AtFlags::SYMLINK_NOFOLLOW);
+                // Or it was collected since the directory was read.
+                stat.ok().map(|stat| (*item, stat))
             };
-            let (count, bytes) = match item {
-                Item::Object(_) => (&mut usage.objects, &mut usage.object_bytes),
-                Item::Image(_) => (&mut usage.images, &mut usage.image_bytes),
-                Item::Layer(_) => (&mut usage.layers, &mut usage.layer_bytes),
-                Item::Blob(_) => (&mut usage.blobs, &mut usage.blob_bytes),
-            };
-            *count += 1;
-            *bytes = bytes.saturating_add(stat.st_size as u64);
-            let blocks = stat.st_blocks as u64;
-            usage.disk_bytes = usage.disk_bytes.saturating_add(blocks.saturating_mul(512));
-        }
+            let found: Vec<(Item, Stat)> = items.iter().filter_map(stat).collect();
+            let mut usage = usage.lock().unwrap_or_else(PoisonError::into_inner);
+            for (item, stat) in found {
+                usage.add(item, &stat);
+            }
+        });
+        let mut usage = usage.into_inner().unwrap_or_else(PoisonError::into_inner);
         for directory in ["tmp", "trash"] {
             let below = self.path().join(directory);
             usage.staging_bytes = usage.staging_bytes.saturating_add(bytes_below(&below)?);

@@ -3,12 +3,16 @@
 //! Invariant: [`run`] returns after the last job ended, or after the first one failed; with what that
 //! one returned.
 
+use std::convert::Infallible;
 use std::num::NonZero;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// More threads than this only wait for one another's directories.
 const THREADS_MAX: usize = 16;
+
+/// How many threads keep a disk busy that is asked for one inode after the other.
+const THREADS_WAITING: usize = 8;
 
 /// The jobs that are left. Last in, first out, so that a walk goes deep before it goes wide and few
 /// jobs wait.
@@ -90,6 +94,39 @@ pub(crate) fn run<J: Send, E: Send>(
     jobs: Vec<J>,
     job: impl Fn(J, &Queue<J, E>) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
+    run_on(cores(), jobs, job)
+}
+
+/// As [`run`], for jobs that wait for the disk and not for a core: more of them at once than there are cores.
+///
+/// Measured: removing 5,600 files whose inodes are not cached takes 9.5 s on one thread and 1.2 s on eight.
+pub(crate) fn run_waiting<J: Send, E: Send>(
+    jobs: Vec<J>,
+    job: impl Fn(J, &Queue<J, E>) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    run_on(cores().max(THREADS_WAITING), jobs, job)
+}
+
+/// As [`run`], for jobs that add none and cannot fail.
+pub(crate) fn each<J: Send>(jobs: Vec<J>, job: &(dyn Fn(J) + Sync)) {
+    let Ok(()) = run(jobs, |item, _| infallible(job, item));
+}
+
+/// As [`run_waiting`], for jobs that add none and cannot fail.
+pub(crate) fn each_waiting<J: Send>(jobs: Vec<J>, job: &(dyn Fn(J) + Sync)) {
+    let Ok(()) = run_waiting(jobs, |item, _| infallible(job, item));
+}
+
+fn infallible<J>(job: &(dyn Fn(J) + Sync), item: J) -> Result<(), Infallible> {
+    job(item);
+    Ok(())
+}
+
+fn run_on<J: Send, E: Send>(
+    threads: usize,
+    jobs: Vec<J>,
+    job: impl Fn(J, &Queue<J, E>) -> Result<(), E> + Sync,
+) -> Result<(), E> {
     let queue = Queue {
         state: Mutex::new(State {
             jobs,
@@ -99,7 +136,7 @@ pub(crate) fn run<J: Send, E: Send>(
         changed: Condvar::new(),
     };
     thread::scope(|scope| {
-        for _ in 1..threads() {
+        for _ in 1..threads {
             scope.spawn(|| queue.work(&job));
         }
         queue.work(&job);
@@ -111,8 +148,8 @@ pub(crate) fn run<J: Send, E: Send>(
     state.failed.map_or(Ok(()), Err)
 }
 
-/// Returns how many threads work.
-fn threads() -> usize {
+/// Returns how many threads compute.
+fn cores() -> usize {
     thread::available_parallelism()
         .map_or(1, NonZero::get)
         .min(THREADS_MAX)

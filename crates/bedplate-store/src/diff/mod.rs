@@ -169,10 +169,7 @@ impl<'a> Comparison<'a> {
             names.push(name);
             place = *above;
         }
-        let path = names
-            .into_iter()
-            .rev()
-            .fold(TreePath::root(), |path, name| path.join(name));
+        let path = names.into_iter().rev().cloned().collect();
         self.changes.push(Change { path, kind });
     }
 }
@@ -200,20 +197,28 @@ fn merge<'a>(
     }
 }
 
-/// The names of each node that has several, by [`NodeId::index`].
+/// The names of each node that has several, in order, by [`NodeId::index`].
 struct Links(BTreeMap<usize, Vec<TreePath>>);
 
 impl Links {
     fn of(tree: &Tree) -> Self {
         let counts = tree.name_counts();
         let mut links: BTreeMap<usize, Vec<TreePath>> = BTreeMap::new();
-        if counts.iter().any(|count| *count > 1) {
-            for (path, id) in tree.walk() {
-                if counts[id.index()] > 1 {
-                    links.entry(id.index()).or_default().push(path);
+        if counts.iter().all(|count| *count <= 1) {
+            return Self(links);
+        }
+        // No walk of the tree: that makes the path of every name, and few are wanted.
+        let mut pending = vec![(Tree::ROOT, TreePath::root())];
+        while let Some((directory, path)) = pending.pop() {
+            for (name, id) in tree.entries(directory).into_iter().flatten() {
+                if tree.entries(*id).is_some() {
+                    pending.push((*id, path.join(name)));
+                } else if counts[id.index()] > 1 {
+                    links.entry(id.index()).or_default().push(path.join(name));
                 }
             }
         }
+        links.values_mut().for_each(|paths| paths.sort_unstable());
         Self(links)
     }
 

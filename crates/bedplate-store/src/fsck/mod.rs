@@ -143,7 +143,11 @@ impl Store {
         objects.sort_unstable();
         let sizes = Mutex::new(HashMap::with_capacity(objects.len()));
         let batches = objects.chunks(BATCH).rev().map(<[Item]>::to_vec).collect();
-        each(batches, |batch: Vec<Item>| {
+        let each_batch = match depth {
+            Depth::Names => work::each_waiting,
+            Depth::Contents => work::each,
+        };
+        each_batch(batches, &|batch: Vec<Item>| {
             let mut found = Vec::with_capacity(batch.len());
             for item in batch {
                 match check.object(item) {
@@ -155,7 +159,7 @@ impl Store {
             sizes.extend(found);
         });
         check.sizes = sizes.into_inner().unwrap_or_else(PoisonError::into_inner);
-        each(others, |item| {
+        work::each(others, &|item| {
             if let Err(finding) = check.named(item) {
                 check.tell_unless_gone(item, *finding);
             }
@@ -215,17 +219,6 @@ enum Depth {
     Names,
     /// Every byte.
     Contents,
-}
-
-/// Does something for each of some things, on all cores.
-fn each<J: Send>(jobs: Vec<J>, job: impl Fn(J) + Sync) {
-    let outcome = work::run(jobs, |item, _| {
-        job(item);
-        Ok::<(), std::convert::Infallible>(())
-    });
-    match outcome {
-        Ok(()) => {}
-    }
 }
 
 type Tell<'a> = &'a mut (dyn FnMut(Finding) + Send);

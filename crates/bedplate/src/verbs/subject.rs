@@ -1,11 +1,13 @@
 //! What a person may name where both an image and a directory make sense.
 
-use std::path::PathBuf;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::Context as _;
-use bedplate_model::{Algorithm, ImageSelector, Tree};
-use bedplate_store::DigestOnly;
+use bedplate_model::{Algorithm, ImageSelector, RootDigest, Tree};
 use bedplate_store::diff::{Package, packages, packages_of_directory};
+use bedplate_store::{DigestOnly, Store};
 
 use crate::context::{Context, find_image};
 
@@ -26,10 +28,52 @@ impl Subject {
     }
 
     /// Reads the tree and its packages; the contents of a directory are hashed, not stored.
-    pub(super) fn read(
-        &self,
-        context: &Context<'_>,
-    ) -> anyhow::Result<(Tree, Option<Vec<Package>>)> {
+    pub(super) fn read(&self, context: &Context<'_>) -> anyhow::Result<Contents> {
+        self.find(context)?.read()
+    }
+
+    fn find(&self, context: &Context<'_>) -> anyhow::Result<Source<'_>> {
+        match self {
+            Self::Directory(path) => Ok(Source::Directory(path)),
+            Self::Image(name) => {
+                let store = context.store()?;
+                let root = find_image(&store, name)?.target.root;
+                Ok(Source::Image { name, store, root })
+            }
+        }
+    }
+}
+
+/// A tree with its packages, where it has a database that is known.
+pub(super) type Contents = (Tree, Option<Vec<Package>>);
+
+/// Reads two of them at once.
+pub(super) fn read_both(
+    [old, new]: [&Subject; 2],
+    context: &Context<'_>,
+) -> anyhow::Result<[Contents; 2]> {
+    let (old, new) = (old.find(context)?, new.find(context)?);
+    let (old, new) = thread::scope(|scope| {
+        let old = scope.spawn(|| old.read());
+        let new = new.read();
+        let old = old.join();
+        (old.unwrap_or_else(|panic| resume_unwind(panic)), new)
+    });
+    Ok([old?, new?])
+}
+
+/// Where a tree is read from.
+enum Source<'a> {
+    Directory(&'a Path),
+    Image {
+        name: &'a ImageSelector,
+        store: Store,
+        root: RootDigest,
+    },
+}
+
+impl Source<'_> {
+    fn read(&self) -> anyhow::Result<Contents> {
         match self {
             Self::Directory(path) => {
                 let contents = DigestOnly(Algorithm::Sha256);
@@ -37,13 +81,11 @@ impl Subject {
                 let packages = packages_of_directory(path, &tree)?;
                 Ok((tree, packages))
             }
-            Self::Image(name) => {
-                let store = context.store()?;
-                let target = find_image(&store, name)?.target;
+            Self::Image { name, store, root } => {
                 let tree = store
-                    .tree(&target.root)
+                    .tree(root)
                     .with_context(|| format!("cannot read {name}"))?;
-                let packages = packages(&store, &tree)?;
+                let packages = packages(store, &tree)?;
                 Ok((tree, packages))
             }
         }
