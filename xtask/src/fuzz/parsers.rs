@@ -72,6 +72,24 @@ pub(super) const PARSERS: &[Parser] = &[
         parse: packages::database,
     },
     Parser {
+        name: "rpm-log",
+        seeds: packages::logs,
+        repair: leave,
+        parse: packages::log,
+    },
+    Parser {
+        name: "rpm-ndb",
+        seeds: packages::ndbs,
+        repair: leave,
+        parse: packages::ndb,
+    },
+    Parser {
+        name: "rpm-bdb",
+        seeds: packages::bdbs,
+        repair: leave,
+        parse: packages::bdb,
+    },
+    Parser {
         name: "tar",
         seeds: trees::tars,
         repair: trees::repair_tar,

@@ -18,9 +18,10 @@ use std::fmt;
 use bedplate_model::{Content, Name, Node, NodeId, Tree, TreePath};
 
 pub use packages::{
-    Package, PackageChange, ParsePackagesError, parse_apk_installed, parse_dpkg_status,
+    Package, PackageChange, ParsePackagesError, parse_apk_installed, parse_dpkg_control,
+    parse_dpkg_status,
 };
-pub use rpm::parse_rpm_sqlite;
+pub use rpm::{parse_rpm_bdb, parse_rpm_ndb, parse_rpm_sqlite};
 pub use summary::{
     KernelChanges, PathChanges, PathCounts, Summary, SummaryError, kernels, packages,
     packages_of_directory, summarize, summary,

@@ -89,6 +89,15 @@ pub enum ParsePackagesError {
     /// It is no SQLite database of rpm's, or a damaged one.
     #[error("it is not the SQLite database of rpm")]
     Sqlite,
+    /// It is no ndb database of rpm's, or a damaged one.
+    #[error("it is not the ndb database of rpm")]
+    Ndb,
+    /// It is no Berkeley DB database of rpm's, or a damaged one.
+    #[error("it is not the Berkeley DB database of rpm")]
+    Bdb,
+    /// A change of the database was interrupted, and has to be taken back before it can be read.
+    #[error("a change of it was interrupted; rpm takes it back when it next runs there")]
+    Interrupted,
     /// There are more packages than can be.
     #[error("there are more than {PACKAGES_MAX} packages")]
     TooMany,
@@ -96,19 +105,39 @@ pub enum ParsePackagesError {
 
 /// Reads dpkg's status file: the packages that are installed, in the order of their names.
 pub fn parse_dpkg_status(bytes: &[u8]) -> Result<Vec<Package>, ParsePackagesError> {
+    parse_paragraphs(bytes, WithoutStatus::NotInstalled)
+}
+
+/// Reads a file of dpkg's `status.d`, where images that were put together without dpkg describe their
+/// packages: what has no status is installed.
+pub fn parse_dpkg_control(bytes: &[u8]) -> Result<Vec<Package>, ParsePackagesError> {
+    parse_paragraphs(bytes, WithoutStatus::Installed)
+}
+
+/// What a package is whose paragraph has no status.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WithoutStatus {
+    Installed,
+    NotInstalled,
+}
+
+fn parse_paragraphs(
+    bytes: &[u8],
+    otherwise: WithoutStatus,
+) -> Result<Vec<Package>, ParsePackagesError> {
     let mut packages = Vec::new();
     let mut paragraph = Paragraph::default();
     for (index, text) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = index + 1;
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         match text {
-            [] => paragraph.finish(index, &mut packages)?,
+            [] => paragraph.finish(index, otherwise, &mut packages)?,
             // Continuations belong to fields that are of no interest here.
             [b' ' | b'\t', ..] => {}
             _ => paragraph.field(line, text)?,
         }
     }
-    paragraph.finish(bytes.len(), &mut packages)?;
+    paragraph.finish(bytes.len(), otherwise, &mut packages)?;
     packages.sort();
     Ok(packages)
 }
@@ -177,12 +206,15 @@ impl Paragraph {
     fn finish(
         &mut self,
         line: usize,
+        otherwise: WithoutStatus,
         packages: &mut Vec<Package>,
     ) -> Result<(), ParsePackagesError> {
         let paragraph = std::mem::take(self);
-        let status = paragraph.status.as_deref();
-        let installed = status
-            .is_some_and(|status| status.split_ascii_whitespace().nth(2) == Some("installed"));
+        let installed = match &paragraph.status {
+            Some(status) => status.split_ascii_whitespace().nth(2) == Some("installed"),
+            // Several empty lines make a paragraph without a package, too.
+            None => otherwise == WithoutStatus::Installed && paragraph.package.is_some(),
+        };
         if !installed {
             return Ok(()); // removed with its configuration kept, or an empty paragraph
         }
@@ -330,6 +362,16 @@ Version: 2.36-9
     }
 
     #[test]
+    fn a_description_without_a_status_counts_where_there_is_none() {
+        let control = "Package: base-files\nVersion: 12.4\nArchitecture: amd64\n\n\n";
+        assert_eq!(parse_dpkg_status(control.as_bytes()).unwrap(), []);
+        let packages = parse_dpkg_control(control.as_bytes()).unwrap();
+        assert_eq!(packages.len(), 1);
+        assert_eq!(packages[0].version, "12.4");
+        assert_eq!(parse_dpkg_control(STATUS.as_bytes()).unwrap().len(), 3);
+    }
+
+    #[test]
     fn packages_of_apk_are_read_as_well() {
         let list = "C:Q1abc=\nP:musl\nV:1.2.5-r0\nA:x86_64\nF:lib\nR:ld-musl-x86_64.so.1\n\n\
                     P:busybox\nV:1.36.1-r29\n\n\n";
@@ -346,6 +388,7 @@ Version: 2.36-9
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_dpkg_status(&bytes);
+            let _ = parse_dpkg_control(&bytes);
             let _ = parse_apk_installed(&bytes);
         }
     }

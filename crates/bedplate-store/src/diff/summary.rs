@@ -1,31 +1,23 @@
 //! What an administrator wants to know first: packages, kernels, units, privileges, sizes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
 use bedplate_model::{Content, FileContent, Name, Node, Tree, TreePath, layout};
 use bedplate_sys::files;
 
 use super::packages::{self as dpkg, Package, PackageChange, ParsePackagesError};
-use super::{Change, parse_rpm_sqlite};
+use super::{Change, parse_rpm_bdb, parse_rpm_ndb, parse_rpm_sqlite};
 use crate::object::sized_objects_of;
 use crate::store::{ReadStoreError, Store};
 
-/// Reads a database.
-type Parse = fn(&[u8]) -> Result<Vec<Package>, ParsePackagesError>;
-/// Where the databases lie, the first that is there counts: dpkg's where `build` moves it and where Debian
-/// has it; apk's where Alpine has it, with and without a merged /usr.
-/// rpm's where Fedora, openSUSE and rpm-ostree have it (its older formats are not read).
-const DATABASES: [(&str, Parse); 7] = [
-    ("usr/lib/sysimage/dpkg/status", dpkg::parse_dpkg_status),
-    ("var/lib/dpkg/status", dpkg::parse_dpkg_status),
-    ("usr/lib/apk/db/installed", dpkg::parse_apk_installed),
-    ("lib/apk/db/installed", dpkg::parse_apk_installed),
-    ("usr/lib/sysimage/rpm/rpmdb.sqlite", parse_rpm_sqlite),
-    ("usr/share/rpm/rpmdb.sqlite", parse_rpm_sqlite),
-    ("var/lib/rpm/rpmdb.sqlite", parse_rpm_sqlite),
-];
+/// Where dpkg's database lies, the first that is there counts: where `build` moves it, where Debian has it.
+const DPKG: [&str; 2] = ["usr/lib/sysimage/dpkg", "var/lib/dpkg"];
+/// Where apk's lies, with and without a merged /usr.
+const APK: [&str; 2] = ["usr/lib/apk/db", "lib/apk/db"];
+/// Where rpm's lies: Fedora and openSUSE, rpm-ostree, and those before them.
+const RPM: [&str; 3] = ["usr/lib/sysimage/rpm", "usr/share/rpm", "var/lib/rpm"];
 /// Where systemd's units lie.
 const UNITS: [&str; 4] = [
     "/usr/lib/systemd/system/",
@@ -214,14 +206,15 @@ pub fn summarize(
 
 /// Reads the packages of an image, or returns `None` where it has no database that we know.
 pub fn packages(store: &Store, tree: &Tree) -> Result<Option<Vec<Package>>, SummaryError> {
-    packages_by(tree, |path, content| {
+    let read = |path, content: &FileContent, max| {
         store
-            .read_small(content, STATUS_MAX)
+            .read_small(content, max)
             .map_err(|source| SummaryError::Read {
                 path,
                 source: Box::new(source),
             })
-    })
+    };
+    Databases::new(tree, &read).packages()
 }
 
 /// Reads the packages of a directory that was scanned into `tree`.
@@ -229,41 +222,136 @@ pub fn packages_of_directory(
     directory: &Path,
     tree: &Tree,
 ) -> Result<Option<Vec<Package>>, SummaryError> {
-    packages_by(tree, |path, _| {
+    let read = |path: TreePath, _: &FileContent, max| {
         let read = || -> io::Result<Vec<u8>> {
             let Some((parents, name)) = path.split_last() else {
                 return Ok(Vec::new()); // the root is no file
             };
             let root = files::open_root(directory)?;
             let parent = files::open_beneath(&root, parents.iter().map(Name::as_os_str))?;
-            let file = files::open_file(&parent, name.as_os_str())?;
-            let mut bytes = Vec::new();
-            file.take(STATUS_MAX).read_to_end(&mut bytes)?;
-            Ok(bytes)
+            files::read_file(&parent, name.as_os_str(), max)
         };
         read().map_err(|source| SummaryError::ReadFile { path, source })
-    })
+    };
+    Databases::new(tree, &read).packages()
 }
 
-fn packages_by(
-    tree: &Tree,
-    read: impl Fn(TreePath, &FileContent) -> Result<Vec<u8>, SummaryError>,
-) -> Result<Option<Vec<Package>>, SummaryError> {
-    for (file, parse) in DATABASES {
-        let Ok(path) = TreePath::try_from(file) else {
-            continue; // the paths above are good ones
-        };
-        let Some(Content::File(content)) = tree.lookup(&path).map(|id| &tree.node(id).content)
-        else {
-            continue;
-        };
-        let bytes = read(path.clone(), content)?;
-        return match parse(&bytes) {
-            Ok(packages) => Ok(Some(packages)),
-            Err(source) => Err(SummaryError::Parse { path, source }),
-        };
+/// Reads a content of a tree that has at most so many bytes.
+type Read<'a> = dyn Fn(TreePath, &FileContent, u64) -> Result<Vec<u8>, SummaryError> + 'a;
+
+/// The databases of packages in a tree.
+struct Databases<'a> {
+    tree: &'a Tree,
+    read: &'a Read<'a>,
+    /// How many bytes may still be read: a stranger's tree may have any number of descriptions.
+    left: u64,
+}
+
+impl<'a> Databases<'a> {
+    fn new(tree: &'a Tree, read: &'a Read<'a>) -> Self {
+        Self {
+            tree,
+            read,
+            left: STATUS_MAX,
+        }
     }
-    Ok(None)
+
+    /// Reads the first database that is there.
+    fn packages(mut self) -> Result<Option<Vec<Package>>, SummaryError> {
+        for directory in DPKG {
+            if let Some(packages) = self.dpkg(directory)? {
+                return Ok(Some(packages));
+            }
+        }
+        for directory in APK {
+            let installed = path(&[directory, "installed"]);
+            if let Some(packages) = self.parsed(installed, dpkg::parse_apk_installed)? {
+                return Ok(Some(packages));
+            }
+        }
+        for directory in RPM {
+            if let Some(packages) = self.rpm(directory)? {
+                return Ok(Some(packages));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads dpkg's list, and the descriptions beside it that images without a dpkg of their own have.
+    fn dpkg(&mut self, directory: &str) -> Result<Option<Vec<Package>>, SummaryError> {
+        let status = path(&[directory, "status"]);
+        let mut all = self.parsed(status, dpkg::parse_dpkg_status)?;
+        let parts = path(&[directory, "status.d"]);
+        let tree = self.tree;
+        let entries = tree.lookup(&parts).and_then(|id| tree.entries(id));
+        for name in entries.into_iter().flatten().map(|(name, _)| name) {
+            if name.as_bytes().ends_with(b".md5sums") {
+                continue; // the package's files, not the package
+            }
+            if let Some(packages) = self.parsed(parts.join(name), dpkg::parse_dpkg_control)? {
+                all.get_or_insert_default().extend(packages);
+            }
+        }
+        if let Some(all) = &mut all {
+            all.sort();
+            all.dedup();
+        }
+        Ok(all)
+    }
+
+    /// Reads rpm's database in whichever format it is.
+    fn rpm(&mut self, directory: &str) -> Result<Option<Vec<Package>>, SummaryError> {
+        let database = path(&[directory, "rpmdb.sqlite"]);
+        if let Some(bytes) = self.file(&database)? {
+            // What a change left beside it belongs to it.
+            let log = self.file(&path(&[directory, "rpmdb.sqlite-wal"]))?;
+            let journal = self.file(&path(&[directory, "rpmdb.sqlite-journal"]))?;
+            let [log, journal] = [log, journal].map(Option::unwrap_or_default);
+            return match parse_rpm_sqlite(&bytes, &log, &journal) {
+                Ok(packages) => Ok(Some(packages)),
+                Err(source) => Err(SummaryError::Parse {
+                    path: database,
+                    source,
+                }),
+            };
+        }
+        if let Some(packages) = self.parsed(path(&[directory, "Packages.db"]), parse_rpm_ndb)? {
+            return Ok(Some(packages));
+        }
+        self.parsed(path(&[directory, "Packages"]), parse_rpm_bdb)
+    }
+
+    /// Reads a file with `parse`; `None` where it is not there.
+    fn parsed(
+        &mut self,
+        path: TreePath,
+        parse: fn(&[u8]) -> Result<Vec<Package>, ParsePackagesError>,
+    ) -> Result<Option<Vec<Package>>, SummaryError> {
+        match self.file(&path)?.map(|bytes| parse(&bytes)) {
+            None => Ok(None),
+            Some(Ok(packages)) => Ok(Some(packages)),
+            Some(Err(source)) => Err(SummaryError::Parse { path, source }),
+        }
+    }
+
+    /// Reads a file; `None` where it is not there, or is no file.
+    fn file(&mut self, path: &TreePath) -> Result<Option<Vec<u8>>, SummaryError> {
+        let node = self.tree.lookup(path).map(|id| self.tree.node(id));
+        let Some(Content::File(content)) = node.map(|node| &node.content) else {
+            return Ok(None);
+        };
+        let bytes = (self.read)(path.clone(), content, self.left)?;
+        self.left = self.left.saturating_sub(bytes.len() as u64);
+        Ok(Some(bytes))
+    }
+}
+
+/// Puts one of the paths above together; they are all good ones.
+fn path(parts: &[&str]) -> TreePath {
+    let names = parts.iter().flat_map(|part| part.split('/'));
+    names
+        .filter_map(|name| Name::try_from(name).ok())
+        .fold(TreePath::root(), |path, name| path.join(&name))
 }
 
 /// Lists the kernel releases of an image: the directories below `/usr/lib/modules` with a kernel or a

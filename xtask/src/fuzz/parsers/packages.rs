@@ -1,9 +1,13 @@
 //! Package databases of images, which their makers wrote.
 
 use std::fs;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
-use bedplate_store::diff::{Package, parse_apk_installed, parse_dpkg_status, parse_rpm_sqlite};
+use bedplate_store::diff::{
+    Package, parse_apk_installed, parse_dpkg_control, parse_dpkg_status, parse_rpm_bdb,
+    parse_rpm_ndb, parse_rpm_sqlite,
+};
 
 use crate::workspace;
 
@@ -19,17 +23,55 @@ pub(super) fn texts() -> Result<Vec<Vec<u8>>> {
 
 pub(super) fn text(input: &[u8]) {
     check(parse_dpkg_status(input).ok(), input);
+    check(parse_dpkg_control(input).ok(), input);
     check(parse_apk_installed(input).ok(), input);
 }
 
 pub(super) fn databases() -> Result<Vec<Vec<u8>>> {
-    let path = workspace::root().join("testdata/rpm/rpmdb.sqlite");
-    let database = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(vec![database])
+    ["made-up.sqlite", "rpmdb.sqlite"]
+        .map(sample)
+        .into_iter()
+        .collect()
 }
 
 pub(super) fn database(input: &[u8]) {
-    check(parse_rpm_sqlite(input).ok(), input);
+    check(parse_rpm_sqlite(input, b"", b"").ok(), input);
+}
+
+/// Seeds of the log beside a database.
+pub(super) fn logs() -> Result<Vec<Vec<u8>>> {
+    Ok(vec![sample("rpmdb.sqlite-wal")?])
+}
+
+pub(super) fn log(input: &[u8]) {
+    static DATABASE: LazyLock<Vec<u8>> =
+        LazyLock::new(|| sample("rpmdb.sqlite").unwrap_or_default());
+    check(parse_rpm_sqlite(&DATABASE, input, b"").ok(), &DATABASE);
+}
+
+pub(super) fn ndbs() -> Result<Vec<Vec<u8>>> {
+    Ok(vec![sample("Packages.db")?])
+}
+
+pub(super) fn ndb(input: &[u8]) {
+    check(parse_rpm_ndb(input).ok(), input);
+}
+
+pub(super) fn bdbs() -> Result<Vec<Vec<u8>>> {
+    ["Packages", "Packages.big-endian"]
+        .map(sample)
+        .into_iter()
+        .collect()
+}
+
+pub(super) fn bdb(input: &[u8]) {
+    check(parse_rpm_bdb(input).ok(), input);
+}
+
+/// A database that rpm, or the library below it, wrote.
+fn sample(name: &str) -> Result<Vec<u8>> {
+    let path = workspace::root().join("testdata/rpm").join(name);
+    fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }
 
 /// No parser makes more of its input than there is.

@@ -1,35 +1,45 @@
-//! Packages of rpm: its SQLite database, read without running anything.
+//! rpm's SQLite database, with what stands in the write-ahead log beside it.
 //!
 //! ```text
 //! page 1: sqlite_schema ─→ the root page of the table `Packages` ─→ b-tree of tables ─→ rows
-//! row: (hnum, blob)       blob: an rpm header: counts, index of (tag, type, offset, count), data
+//! row: (hnum, blob)       blob: an rpm header
+//! log: header, frames     frame: a page and its number; the last one of a change says so
 //! ```
 //!
-//! The formats are those of "Database File Format" of SQLite and of rpm's "RPM V4 Package format" (the
-//! header without its magic). Only a database that was closed well is read: what stands in a write-ahead
-//! log beside it is not.
+//! The formats are those of "Database File Format" and "WAL-mode File Format" of SQLite. A log counts up to
+//! its last whole change, as it does for SQLite: what comes after that, or has a wrong check, never happened.
 //!
-//! Invariant: no more pages are visited, and no more bytes of rows read, than the file has, so a tree with
+//! Invariant: no more pages are visited, and no more bytes of rows read, than the files have, so a tree with
 //! loops ends; every number is checked before it is used.
 
-use super::packages::{PACKAGES_MAX, Package, ParsePackagesError, printable};
+use std::collections::BTreeMap;
+
+use super::{HEADER_MAX, Packages, be16, be32, le32};
+use crate::diff::packages::{Package, ParsePackagesError};
 
 /// How deep a b-tree of SQLite can be at most, with room.
 const DEPTH_MAX: u32 = 24;
-/// The longest header that rpm itself reads.
-const HEADER_MAX: usize = 256 << 20;
-
-const TAG_NAME: u32 = 1000;
-const TAG_VERSION: u32 = 1001;
-const TAG_RELEASE: u32 = 1002;
-const TAG_EPOCH: u32 = 1003;
-const TAG_ARCH: u32 = 1022;
-const TYPE_INT32: u32 = 4;
-const TYPE_STRING: u32 = 6;
+/// The first bytes of a rollback journal that is in use.
+const JOURNAL_MAGIC: &[u8] = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7";
+/// The first bytes of a write-ahead log; the last bit is the order of bytes in its checks.
+const LOG_MAGIC: u32 = 0x377f_0682;
+const LOG_VERSION: u32 = 3_007_000;
+const LOG_HEADER: usize = 32;
+const FRAME_HEADER: usize = 24;
 
 /// Reads rpm's SQLite database: the packages that are installed, in the order of their names.
-pub fn parse_rpm_sqlite(bytes: &[u8]) -> Result<Vec<Package>, ParsePackagesError> {
-    let database = Database::open(bytes).ok_or(ParsePackagesError::Sqlite)?;
+///
+/// `log` and `journal` are the bytes of the files beside it that end in `-wal` and `-journal`, empty where
+/// there are none. A change that a journal would take back is an error: the database may hold half of it.
+pub fn parse_rpm_sqlite(
+    bytes: &[u8],
+    log: &[u8],
+    journal: &[u8],
+) -> Result<Vec<Package>, ParsePackagesError> {
+    if journal.starts_with(JOURNAL_MAGIC) {
+        return Err(ParsePackagesError::Interrupted);
+    }
+    let database = Database::open(bytes, log).ok_or(ParsePackagesError::Sqlite)?;
     let mut root = None;
     database
         .rows(1, &mut |row| {
@@ -43,64 +53,23 @@ pub fn parse_rpm_sqlite(bytes: &[u8]) -> Result<Vec<Package>, ParsePackagesError
     let root = root
         .and_then(|root| u32::try_from(root).ok())
         .ok_or(ParsePackagesError::Sqlite)?;
-    let mut packages = Vec::new();
-    let mut too_many = false;
+    let mut packages = Packages::new(ParsePackagesError::Sqlite);
     let read = database.rows(root, &mut |row| {
-        too_many = packages.len() >= PACKAGES_MAX;
-        if too_many {
-            return None;
-        }
         let Value::Bytes(header) = row.column(1)? else {
             return None;
         };
-        // Public keys are packages to rpm, and to nobody else.
-        packages.extend(package(header)?.filter(|package| package.name != "gpg-pubkey"));
-        Some(())
+        packages.header(header)
     });
-    match read {
-        Some(()) => {}
-        None if too_many => return Err(ParsePackagesError::TooMany),
-        None => return Err(ParsePackagesError::Sqlite),
-    }
-    packages.sort();
-    Ok(packages)
-}
-
-/// Reads the header of a package; `Some(None)` where it is of no package.
-#[expect(clippy::option_option, reason = "damage, no package, a package")]
-fn package(header: &[u8]) -> Option<Option<Package>> {
-    let entries = be32(header, 0)? as usize;
-    let index = header.get(8..)?.get(..entries.checked_mul(16)?)?;
-    let data = header.get(8 + index.len()..)?;
-    let find = |wanted: u32, kind: u32| {
-        let entry = index
-            .chunks_exact(16)
-            .find(|entry| be32(entry, 0) == Some(wanted) && be32(entry, 4) == Some(kind))?;
-        data.get(be32(entry, 8)? as usize..)
-    };
-    let string = |tag| {
-        let bytes = find(tag, TYPE_STRING)?;
-        let end = bytes.iter().position(|byte| *byte == 0)?;
-        Some(printable(&bytes[..end]))
-    };
-    let Some(name) = string(TAG_NAME) else {
-        return Some(None);
-    };
-    let mut version = format!("{}-{}", string(TAG_VERSION)?, string(TAG_RELEASE)?);
-    if let Some(epoch) = find(TAG_EPOCH, TYPE_INT32).and_then(|bytes| be32(bytes, 0)) {
-        version = format!("{epoch}:{version}");
-    }
-    Some(Some(Package {
-        name,
-        architecture: string(TAG_ARCH).unwrap_or_default(),
-        version,
-    }))
+    packages.finish(read)
 }
 
 /// A database of SQLite.
 struct Database<'a> {
     bytes: &'a [u8],
+    log: &'a [u8],
     page_size: usize,
+    /// Where the pages lie that the log has newer than the file.
+    newer: BTreeMap<u32, usize>,
     /// The bytes of a page that hold content.
     usable: usize,
 }
@@ -133,7 +102,7 @@ fn text(value: Value<'_>) -> Option<&[u8]> {
 }
 
 impl<'a> Database<'a> {
-    fn open(bytes: &'a [u8]) -> Option<Self> {
+    fn open(bytes: &'a [u8], log: &'a [u8]) -> Option<Self> {
         if !bytes.starts_with(b"SQLite format 3\0") {
             return None;
         }
@@ -143,14 +112,20 @@ impl<'a> Database<'a> {
             _ => return None,
         };
         let usable = page_size.checked_sub(usize::from(*bytes.get(20)?))?;
+        let newer = newer_pages(log, page_size).unwrap_or_default();
         (usable >= 480).then_some(Self {
             bytes,
+            log,
             page_size,
+            newer,
             usable,
         })
     }
 
     fn page(&self, number: u32) -> Option<&'a [u8]> {
+        if let Some(start) = self.newer.get(&number) {
+            return self.log.get(*start..start.checked_add(self.page_size)?);
+        }
         let start = (number as usize)
             .checked_sub(1)?
             .checked_mul(self.page_size)?;
@@ -158,14 +133,14 @@ impl<'a> Database<'a> {
     }
 
     fn pages(&self) -> usize {
-        self.bytes.len() / self.page_size
+        self.bytes.len() / self.page_size + self.newer.len()
     }
 
     /// Gives every row of a table to `each`; `None` where something is not as it should be.
     fn rows(&self, root: u32, each: &mut dyn FnMut(&Row) -> Option<()>) -> Option<()> {
         let mut left = self.pages();
-        // Rows do not share bytes, so all of them together are no longer than the file.
-        let mut payload_left = self.bytes.len();
+        // Rows do not share bytes, so all of them together are no longer than the files.
+        let mut payload_left = self.bytes.len().saturating_add(self.log.len());
         let mut pending = vec![(root, 0_u32)];
         while let Some((number, depth)) = pending.pop() {
             left = left.checked_sub(1)?;
@@ -273,6 +248,71 @@ impl Row {
     }
 }
 
+/// Finds the pages of a log's whole changes: for each the place of its newest bytes; `None` where the log
+/// holds nothing that counts.
+fn newer_pages(log: &[u8], page_size: usize) -> Option<BTreeMap<u32, usize>> {
+    let magic = be32(log, 0)?;
+    let word = match magic ^ LOG_MAGIC {
+        0 => le32,
+        1 => be32,
+        _ => return None,
+    };
+    if be32(log, 4)? != LOG_VERSION || be32(log, 8)? as usize != page_size {
+        return None;
+    }
+    let salts = log.get(16..24)?;
+    let mut check = Check { word, sums: (0, 0) };
+    check.add(log.get(..24)?)?;
+    if !check.equals(log, 24) {
+        return None;
+    }
+    let mut newer = BTreeMap::new();
+    let mut change = Vec::new();
+    let mut at = LOG_HEADER;
+    while let Some(frame) = log.get(at..at.checked_add(FRAME_HEADER + page_size)?) {
+        // A log is written again from its beginning: what has other salts, or a wrong check, is from before.
+        check.add(&frame[..8])?;
+        check.add(&frame[FRAME_HEADER..])?;
+        if &frame[8..16] != salts || !check.equals(frame, 16) {
+            break;
+        }
+        change.push((be32(frame, 0)?, at + FRAME_HEADER));
+        let pages = be32(frame, 4)?;
+        if pages != 0 {
+            newer.extend(change.drain(..));
+        }
+        at += frame.len();
+    }
+    Some(newer)
+}
+
+/// The running check of a write-ahead log.
+struct Check {
+    word: fn(&[u8], usize) -> Option<u32>,
+    sums: (u32, u32),
+}
+
+impl Check {
+    /// Adds bytes, a multiple of eight.
+    fn add(&mut self, bytes: &[u8]) -> Option<()> {
+        let (mut first, mut second) = self.sums;
+        for pair in bytes.chunks_exact(8) {
+            first = first
+                .wrapping_add((self.word)(pair, 0)?)
+                .wrapping_add(second);
+            second = second
+                .wrapping_add((self.word)(pair, 4)?)
+                .wrapping_add(first);
+        }
+        self.sums = (first, second);
+        Some(())
+    }
+
+    fn equals(&self, bytes: &[u8], at: usize) -> bool {
+        (be32(bytes, at), be32(bytes, at + 4)) == (Some(self.sums.0), Some(self.sums.1))
+    }
+}
+
 /// Reads a big-endian number of up to 8 bytes with its sign.
 fn signed(bytes: &[u8]) -> i64 {
     let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
@@ -298,27 +338,18 @@ fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
     None
 }
 
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..at.checked_add(2)?)?;
-    Some(u16::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..at.checked_add(4)?)?;
-    Some(u32::from_be_bytes(bytes.try_into().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diff::rpm::samples::{self, expected, shown};
     use proptest::prelude::*;
 
-    /// Thirty packages as rpm stores them, one with a header longer than a page; a key among them.
-    const SAMPLE: &[u8] = include_bytes!("../../../../testdata/rpm/rpmdb.sqlite");
+    /// Thirty packages in a database with small pages; one with a header longer than a page, and a key.
+    const SAMPLE: &[u8] = include_bytes!("../../../../../testdata/rpm/made-up.sqlite");
 
     #[test]
     fn packages_are_read_from_leaves_branches_and_overflow_pages() {
-        let packages = parse_rpm_sqlite(SAMPLE).unwrap();
+        let packages = parse_rpm_sqlite(SAMPLE, b"", b"").unwrap();
         assert_eq!(packages.len(), 30);
         let package = |name: &str| packages.iter().find(|it| it.name == name).unwrap();
         assert_eq!(package("bash").version, "5.2.26-3.fc40");
@@ -330,7 +361,10 @@ mod tests {
     #[test]
     fn what_is_no_such_database_is_refused() {
         for bytes in [&b""[..], b"SQLite format 3\0", &SAMPLE[..3000]] {
-            assert_eq!(parse_rpm_sqlite(bytes), Err(ParsePackagesError::Sqlite));
+            assert_eq!(
+                parse_rpm_sqlite(bytes, b"", b""),
+                Err(ParsePackagesError::Sqlite)
+            );
         }
         // A branch that leads to itself.
         let mut looped = SAMPLE.to_vec();
@@ -340,10 +374,69 @@ mod tests {
             .unwrap();
         let number = (branch / 512 + 1) as u32;
         looped[branch + 8..branch + 12].copy_from_slice(&number.to_be_bytes());
-        assert_eq!(parse_rpm_sqlite(&looped), Err(ParsePackagesError::Sqlite));
+        assert_eq!(
+            parse_rpm_sqlite(&looped, b"", b""),
+            Err(ParsePackagesError::Sqlite)
+        );
+    }
+
+    #[test]
+    fn what_rpm_wrote_is_read_as_rpm_reads_it() {
+        let packages = parse_rpm_sqlite(samples::SQLITE, b"", b"").unwrap();
+        assert_eq!(shown(&packages), expected());
+        // The header of this one goes on in pages of its own.
+        assert!(packages.iter().any(|package| package.name == "long"));
+    }
+
+    #[test]
+    fn a_change_that_stands_in_the_log_alone_counts_when_it_is_whole() {
+        let read = |log: &[u8]| shown(&parse_rpm_sqlite(samples::SQLITE, log, b"").unwrap());
+        let after = read(samples::SQLITE_LOG);
+        let mut wanted = expected();
+        wanted.retain(|package| !package.starts_with("plain "));
+        wanted.push("late noarch 5:4.4-4".to_owned());
+        wanted.sort();
+        assert_eq!(after, wanted);
+
+        // Cut within the last change, it is as before that: `plain` was removed last.
+        let cut = read(&samples::SQLITE_LOG[..samples::SQLITE_LOG.len() - 5000]);
+        let with = |name: &str| cut.iter().any(|package| package.starts_with(name));
+        assert!(with("late ") && with("plain "), "{cut:?}");
+        // Damaged in its first frame or in its header, nothing in it happened.
+        for at in [0, 9, 20, LOG_HEADER + 3, LOG_HEADER + FRAME_HEADER + 100] {
+            let mut damaged = samples::SQLITE_LOG.to_vec();
+            damaged[at] ^= 1;
+            assert_eq!(read(&damaged), expected(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_change_that_a_journal_would_take_back_is_refused() {
+        let mut journal = JOURNAL_MAGIC.to_vec();
+        journal.resize(512, 0);
+        assert_eq!(
+            parse_rpm_sqlite(samples::SQLITE, b"", &journal),
+            Err(ParsePackagesError::Interrupted)
+        );
+        // Zeros at its beginning say that it is over.
+        journal[..8].fill(0);
+        assert!(parse_rpm_sqlite(samples::SQLITE, b"", &journal).is_ok());
     }
 
     proptest! {
+        #[test]
+        fn no_damage_to_a_log_makes_the_reader_panic(
+            changes in proptest::collection::vec((0..samples::SQLITE_LOG.len(), any::<u8>()), 1..20),
+            length in 0..=samples::SQLITE_LOG.len(),
+        ) {
+            let mut log = samples::SQLITE_LOG.to_vec();
+            for (at, byte) in changes {
+                log[at] = byte;
+            }
+            log.truncate(length);
+            let _ = parse_rpm_sqlite(samples::SQLITE, &log, b"");
+        }
+
         #[test]
         fn no_damage_makes_the_reader_panic(
             changes in proptest::collection::vec((0..SAMPLE.len(), any::<u8>()), 1..20),
@@ -354,7 +447,7 @@ mod tests {
                 bytes[at] = byte;
             }
             bytes.truncate(length);
-            let _ = parse_rpm_sqlite(&bytes);
+            let _ = parse_rpm_sqlite(&bytes, b"", b"");
         }
     }
 }
