@@ -65,7 +65,7 @@ pub use gc::{GcPolicy, GcReport};
 pub use index::{Index, IndexError, Located, RebuiltIndex};
 pub use item::Item;
 pub use object::{ReadContentError, objects_of, sized_objects_of};
-pub use refs::{Pin, Ref, RefTarget, RefsError};
+pub use refs::{DocumentError, Pin, Ref, RefTarget, RefsError};
 pub use scan::{ContentSink, DigestOnly, ScanError, ScanObserver, scan};
 pub use stat_cache::Remembering;
 pub use store::{BLOB_MAX, CreateError, OpenError, ReadStoreError, Sealing, Store};

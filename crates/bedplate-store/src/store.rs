@@ -28,6 +28,15 @@ const DIRECTORY_MODE: u32 = 0o700;
 const DIRECTORIES: [&str; 9] = [
     "objects", "images", "layers", "blobs", "refs", "pins", "index", "tmp", "trash",
 ];
+/// Files of a store beside its description.
+const FILES: [&str; 6] = [
+    "lock",
+    "sealed",
+    "journal",
+    "journal.new",
+    "journal.stale",
+    "journal.damaged",
+];
 /// The most bytes that a manifest or a config may have: 16 MiB. Registries take manifests of 4 MiB.
 pub const BLOB_MAX: u64 = 16 << 20;
 /// The most bytes that an image or a layer's table may have: 2 GiB. A million files take a few hundred MiB.
@@ -190,7 +199,7 @@ impl Store {
         for entry in fs::read_dir(path).map_err(|error| make(path, error))? {
             let name = entry.map_err(|error| make(path, error))?.file_name();
             let ours = DIRECTORIES.iter().any(|ours| name == *ours)
-                || name == "lock"
+                || FILES.iter().any(|ours| name == *ours)
                 || name == format!("{FORMAT_FILE}.new").as_str();
             if !ours {
                 return Err(CreateError::NotEmpty(path.to_owned()));

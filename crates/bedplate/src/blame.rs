@@ -350,7 +350,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     if let Some(GcError::Layer { .. }) = error.downcast_ref() {
         return say(Blame::Damage, DAMAGE_HINT);
     }
-    if let Some(RefsError::Damaged { .. } | RefsError::Misplaced { .. }) = error.downcast_ref() {
+    if let Some(RefsError::Damaged { .. } | RefsError::Misplaced { .. }) = refs_error(error) {
         return say(Blame::Damage, DAMAGE_HINT);
     }
     if within_store(error).is_some_and(is_missing_part) {
@@ -409,10 +409,18 @@ fn of_connection(error: &ConnectError) -> Option<(Blame, Option<String>)> {
     }
 }
 
+/// Returns what is wrong with names; a commit's error says that in the same words, and hides it.
+fn refs_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e RefsError> {
+    match error.downcast_ref() {
+        Some(CommitError::Ref(error)) => Some(error),
+        _ => error.downcast_ref(),
+    }
+}
+
 /// Returns what the system said of a store's own directories and files.
 fn within_store<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e io::Error> {
     if let Some(RefsError::Read { source, .. } | RefsError::Write { source, .. }) =
-        error.downcast_ref()
+        refs_error(error)
     {
         return Some(source);
     }

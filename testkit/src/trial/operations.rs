@@ -23,7 +23,13 @@ pub struct Operation {
     pub(crate) makes_room: bool,
     /// Whether the store that it begins with is damaged, and it mends that.
     pub(crate) repairs: bool,
+    /// Whether that store has a journal that an older version overtook: it never counts, and is set aside.
+    pub(crate) overtaken: bool,
 }
+
+/// A journal that says of a name that it was not there, and would take it away.
+const OVERTAKEN: &str = r#"{"format": "bedplate-journal", "version": 1, "required": [], "optional": [],
+    "generation": 9, "refs": [{"name": "localhost/os:a", "replaces": "nothing", "document": null}]}"#;
 
 impl Operation {
     /// Makes the store that the operation begins with.
@@ -33,6 +39,9 @@ impl Operation {
         }
         if self.repairs {
             damage(&root.join("store")).context("damaging the store")?;
+        }
+        if self.overtaken {
+            fs::write(root.join("store/journal"), OVERTAKEN).context("writing a journal")?;
         }
         Ok(())
     }
@@ -56,6 +65,7 @@ const fn operation(
         again: true,
         makes_room: false,
         repairs: false,
+        overtaken: false,
     }
 }
 
@@ -74,6 +84,14 @@ pub const OPERATIONS: &[Operation] = &[
     ),
     operation("pull", &["commit tree-2 os:v2"], "pull REGISTRY/os:v1"),
     operation("tag", &["commit tree-1 os:v1"], "tag os:v1 os:a os:b os:c"),
+    Operation {
+        overtaken: true,
+        ..operation(
+            "tag past a journal",
+            &["commit tree-1 os:v1", "tag os:v1 os:a os:b"],
+            "tag os:v1 os:c os:d",
+        )
+    },
     Operation {
         again: false,
         makes_room: true,

@@ -74,6 +74,13 @@ pub enum Finding {
         /// What is missing.
         missing: Item,
     },
+    /// A change of several names does not count, because an older version changed one of them after it.
+    #[error(
+        "{} is a change of several names that an older version of bedplate did not know of, and overtook: \
+         names are as their own files say; set them again where that is not what you want, and remove it",
+        .0.display()
+    )]
+    OvertakenJournal(PathBuf),
     /// A file that nothing of ours is called like.
     #[error("{} does not belong into a store", .0.display())]
     Stray(PathBuf),
@@ -325,6 +332,11 @@ impl Check<'_, '_> {
         }
         for finding in findings {
             self.tell(finding);
+        }
+        // One that cannot be read was told above.
+        let overtaken = self.store.overtaken_journals().unwrap_or_default();
+        for path in overtaken {
+            self.tell(Finding::OvertakenJournal(path));
         }
         for (name, missing) in dangling {
             self.tell(Finding::Dangling { name, missing });

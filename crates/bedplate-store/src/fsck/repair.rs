@@ -125,7 +125,7 @@ impl Finding {
             Self::Missing { missing, .. } | Self::Dangling { missing, .. } => Some(*missing),
             // The object as it should be: with the right bytes, it has the right length.
             Self::WrongSize { object, .. } => Some(Item::Object(*object)),
-            Self::Ref(_) | Self::Stray(_) => None,
+            Self::Ref(_) | Self::Stray(_) | Self::OvertakenJournal(_) => None,
         }
     }
 }

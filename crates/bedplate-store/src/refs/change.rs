@@ -7,18 +7,21 @@
 //! readers  journal, then refs/<name>: what a journal says counts until it is done
 //! ```
 //!
-//! Whoever changes refs holds a lock on `refs/`, and finishes what a crash left of a journal first.
+//! Whoever changes refs holds a lock on `refs/`, and finishes what a crash left of a journal first. A version
+//! of this program that knows of no journals does not: a journal says what each ref was, and does not count
+//! where a ref has become something else meanwhile.
 //!
 //! Invariants: a change of several refs is seen whole or not at all, at any time and after a power cut;
-//! a journal is never taken up again after a later change.
+//! a journal is never taken up again after a later change, whoever made it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
-use bedplate_model::ImageName;
 use bedplate_model::format::FormatHeader;
+use bedplate_model::{ImageName, Sha256};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::{durable, files, space};
 use rustix::fs::AtFlags;
@@ -27,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{self, RefDocument};
 use super::{RefTarget, RefsError, file_name};
-use crate::store::Store;
+use crate::store::{Store, sha256};
 
 const JOURNAL_FORMAT: &str = "bedplate-journal";
 /// The journal's name in the store.
@@ -38,6 +41,10 @@ const JOURNAL_MAX: u64 = 256 << 20;
 const PART: &str = "ref-0";
 /// Its name until it is on the disk.
 const JOURNAL_PART: &str = "journal.new";
+/// The name of one that was overtaken.
+const JOURNAL_STALE: &str = "journal.stale";
+/// What a journal says of a ref that was not there.
+const NOTHING: &str = "nothing";
 
 /// A change of several refs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,11 +55,17 @@ pub(super) struct Journal {
     pub(super) generation: u64,
     /// What is not yet in its place; empty once everything is. `None` removes the ref.
     refs: Vec<JournalEntry>,
+    /// The check of the whole file; see [`document`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<Sha256>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct JournalEntry {
     name: ImageName,
+    /// The digest of the file that the ref had before, or [`NOTHING`]; older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<String>,
     document: Option<RefDocument>,
 }
 
@@ -161,14 +174,72 @@ impl Store {
             Err(source) => return Err(RefsError::Read { path, source }),
         };
         let journal: Journal = document::parse(&bytes, &path)?;
+        document::verify(&bytes, journal.check)
+            .map_err(|source| document::damaged(&path, source))?;
         document::check(&journal.header, JOURNAL_FORMAT, &path)?;
         Ok(Some(journal))
+    }
+
+    /// Reads the journal, where there is one that counts.
+    pub(super) fn standing_journal(&self) -> Result<Option<Journal>, RefsError> {
+        Ok(match self.journal()? {
+            Some(journal) if self.is_overtaken(&journal)? => None,
+            other => other,
+        })
+    }
+
+    /// Returns whether a version without journals changed one of the refs after a journal was written: then
+    /// its files say what is true.
+    fn is_overtaken(&self, journal: &Journal) -> Result<bool, RefsError> {
+        for entry in &journal.refs {
+            let bytes = self.ref_bytes(&entry.name)?;
+            let as_it_was = match &entry.replaces {
+                Some(before) => *before == before_of(bytes.as_deref()),
+                None => true,
+            };
+            if as_it_was {
+                continue;
+            }
+            let path = self.path().join("refs").join(file_name(&entry.name));
+            let now = match bytes.map(|bytes| RefDocument::parse(&bytes, &path)) {
+                None => None,
+                Some(Ok(document)) => Some(document),
+                Some(Err(RefsError::Damaged { .. })) => continue, // no change, but damage
+                Some(Err(_)) => return Ok(true),
+            };
+            if now != entry.document {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the journals that a later change overtook: the one in its place, and one that was set aside.
+    pub(crate) fn overtaken_journals(&self) -> Result<Vec<PathBuf>, RefsError> {
+        let mut paths = Vec::new();
+        if let Some(journal) = self.journal()?
+            && self.is_overtaken(&journal)?
+        {
+            paths.push(self.path().join(JOURNAL));
+        }
+        let aside = self.path().join(JOURNAL_STALE);
+        match std::fs::symlink_metadata(&aside) {
+            Ok(_) => paths.push(aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(RefsError::Read {
+                    path: aside,
+                    source,
+                });
+            }
+        }
+        Ok(paths)
     }
 
     /// Sets a journal aside that cannot be read, and returns where it is now: the names are as their files
     /// say from then on. A change of several names that it may have held is lost, whole or from where it was
     /// interrupted; nobody could read it.
-    pub(crate) fn set_journal_aside(&self) -> Result<Option<std::path::PathBuf>, RefsError> {
+    pub(crate) fn set_journal_aside(&self) -> Result<Option<PathBuf>, RefsError> {
         let changing = self.lock_refs()?;
         match self.journal() {
             Err(RefsError::Damaged { path, .. }) => {
@@ -220,7 +291,13 @@ impl Changing<'_> {
         let Some(journal) = self.store.journal()? else {
             return Ok(0);
         };
-        if !journal.is_done() {
+        if self.store.is_overtaken(&journal)? {
+            // Kept for people to look at; fsck names it.
+            let root = self.store.root();
+            rustix::fs::renameat(root, JOURNAL, root, JOURNAL_STALE)
+                .and_then(|()| rustix::fs::fsync(root))
+                .map_err(|error| self.store.journal_error(error.into()))?;
+        } else if !journal.is_done() {
             self.apply(&journal)?;
         }
         Ok(journal.generation)
@@ -267,18 +344,16 @@ impl Changing<'_> {
             header: FormatHeader::new(JOURNAL_FORMAT, 1),
             generation,
             refs: Vec::with_capacity(changes.len()),
+            check: None,
         };
         for (name, target) in changes {
-            let document = match target {
-                Some(target) => {
-                    let old = self.store.ref_bytes(name)?;
-                    Some(RefDocument::replacing(old.as_deref(), name, target))
-                }
-                None => None,
-            };
+            let old = self.store.ref_bytes(name)?;
             journal.refs.push(JournalEntry {
                 name: name.clone(),
-                document,
+                replaces: Some(before_of(old.as_deref())),
+                document: target
+                    .as_ref()
+                    .map(|target| RefDocument::replacing(old.as_deref(), name, target)),
             });
         }
         self.publish(&journal)
@@ -293,7 +368,7 @@ impl Changing<'_> {
     fn publish(&self, journal: &Journal) -> io::Result<()> {
         let root = self.store.root();
         remove(root.as_fd(), JOURNAL_PART)?;
-        write(root.as_fd(), JOURNAL_PART, &document::to_bytes(journal))?;
+        write(root.as_fd(), JOURNAL_PART, &journal.to_bytes())?;
         sync(root.as_fd(), JOURNAL_PART)?; // 1. the bytes are on the disk …
         rustix::fs::renameat(root, JOURNAL_PART, root, JOURNAL)?; // 2. … before they count …
         Ok(rustix::fs::fsync(root)?) // 3. … and so is the name.
@@ -301,7 +376,7 @@ impl Changing<'_> {
 
     /// Puts every document of a journal into its place, and says that it is done.
     fn apply(&self, journal: &Journal) -> Result<(), RefsError> {
-        for JournalEntry { name, document } in &journal.refs {
+        for JournalEntry { name, document, .. } in &journal.refs {
             let file = file_name(name);
             let failed = |source| self.store.ref_write_error(name, source);
             match document {
@@ -357,6 +432,15 @@ impl Changing<'_> {
 }
 
 impl Journal {
+    fn to_bytes(&self) -> Vec<u8> {
+        document::with_check(|check| {
+            document::to_bytes(&Self {
+                check: Some(check),
+                ..self.clone()
+            })
+        })
+    }
+
     /// Returns whether everything is in its place.
     pub(super) fn is_done(&self) -> bool {
         self.refs.is_empty()
@@ -374,6 +458,14 @@ impl Journal {
     /// Returns the documents that the journal sets.
     pub(super) fn documents(&self) -> impl Iterator<Item = &RefDocument> {
         self.refs.iter().filter_map(|entry| entry.document.as_ref())
+    }
+}
+
+/// What a journal says of the file that a ref has before the change.
+fn before_of(bytes: Option<&[u8]>) -> String {
+    match bytes {
+        Some(bytes) => sha256(bytes).to_string(),
+        None => NOTHING.to_owned(),
     }
 }
 

@@ -1,33 +1,42 @@
 //! The documents of refs and pins, as they lie on the disk.
 //!
 //! ```text
-//! {"format":"bedplate-ref","version":1,"optional":["history"],"name":…,
-//!  "target":{…},                    where the name points now
+//! {"format":"bedplate-ref","version":1,"optional":["history","check"],"name":…,
+//!  "target":{…,"check":"sha256:…"}, where the name points now; the check of the whole file
 //!  "history":[{…},{…}]}             where it pointed before, the newest first
 //! ```
 //!
+//! The check is the SHA-256 of the file's bytes with zeros for the check's own digits. It stands inside
+//! `target` because whoever replaces a target without knowing of checks leaves it out there, while members
+//! beside it stay: so no ref has the check of another.
+//!
 //! Invariants: a history has no two neighbours that are the same image, and at most [`HISTORY_MAX`]
-//! entries; members that this version does not know stay.
+//! entries; members that this version does not know stay; a file with a wrong check is damaged.
 
 use std::path::Path;
 
-use bedplate_model::ImageName;
 use bedplate_model::format::FormatHeader;
+use bedplate_model::{ImageName, Sha256};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Pin, RefTarget, RefsError};
+use super::{DocumentError, Pin, RefTarget, RefsError};
+use crate::store::sha256;
 
 const REF_FORMAT: &str = "bedplate-ref";
 const PIN_FORMAT: &str = "bedplate-pin";
 const VERSION: u32 = 1;
 /// What an older version may pass over: it keeps the history, and does not add to it.
 const HISTORY_FEATURE: &str = "history";
+/// What an older version may pass over, too: the check in a target.
+const CHECK_FEATURE: &str = "check";
+/// The check until it is known.
+const NO_CHECK: Sha256 = Sha256([0; 32]);
 /// The most earlier images that a name remembers: reading and writing a ref stay short, whatever happens.
 pub const HISTORY_MAX: usize = 100;
 
-/// A ref as it lies on the disk.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A ref as it lies on the disk, without its check; so a journal has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RefDocument {
     #[serde(flatten)]
     header: FormatHeader,
@@ -39,6 +48,37 @@ pub(crate) struct RefDocument {
     /// What later versions keep beside these.
     #[serde(flatten)]
     rest: Map<String, Value>,
+}
+
+/// A ref as it is written, with its check.
+#[derive(Serialize)]
+struct CheckedRef<'a> {
+    #[serde(flatten)]
+    header: &'a FormatHeader,
+    name: &'a ImageName,
+    target: CheckedTarget<'a>,
+    #[serde(skip_serializing_if = "<[RefTarget]>::is_empty")]
+    history: &'a [RefTarget],
+    #[serde(flatten)]
+    rest: &'a Map<String, Value>,
+}
+
+#[derive(Serialize)]
+struct CheckedTarget<'a> {
+    #[serde(flatten)]
+    target: &'a RefTarget,
+    check: Sha256,
+}
+
+/// What of a ref says whether the rest is as it was written.
+#[derive(Deserialize)]
+struct RefCheck {
+    target: TargetCheck,
+}
+
+#[derive(Deserialize)]
+struct TargetCheck {
+    check: Option<Sha256>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,7 +102,7 @@ impl RefDocument {
             rest: Map::new(),
         };
         // A damaged ref is replaced by a whole one; nothing of it can be kept.
-        if let Some(old) = old.and_then(|bytes| serde_json::from_slice::<Self>(bytes).ok()) {
+        if let Some(old) = old.and_then(|bytes| Self::read(bytes).ok()) {
             document.header.optional = old.header.optional;
             document.rest = old.rest;
             document.history = old.history;
@@ -71,7 +111,7 @@ impl RefDocument {
             }
         }
         document.history.truncate(HISTORY_MAX);
-        document.announce_history();
+        document.announce();
         document
     }
 
@@ -80,26 +120,75 @@ impl RefDocument {
         let mut position = 0..;
         self.history
             .retain(|_| position.next().is_none_or(|at| !gone(at)));
-        self.announce_history();
+        self.announce();
     }
 
-    fn announce_history(&mut self) {
+    /// Says which features the document has.
+    fn announce(&mut self) {
         self.header
             .optional
-            .retain(|feature| feature != HISTORY_FEATURE);
+            .retain(|feature| feature != HISTORY_FEATURE && feature != CHECK_FEATURE);
         if !self.history.is_empty() {
             self.header.optional.push(HISTORY_FEATURE.to_owned());
         }
+        self.header.optional.push(CHECK_FEATURE.to_owned());
     }
 
+    /// Returns the bytes of the ref's file.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        to_bytes(self)
+        with_check(|check| {
+            to_bytes(&CheckedRef {
+                header: &self.header,
+                name: &self.name,
+                target: CheckedTarget {
+                    target: &self.target,
+                    check,
+                },
+                history: &self.history,
+                rest: &self.rest,
+            })
+        })
     }
 
     pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Self, RefsError> {
-        let document: Self = parse(bytes, path)?;
+        let document = Self::read(bytes).map_err(|source| damaged(path, source))?;
         check(&document.header, REF_FORMAT, path)?;
         Ok(document)
+    }
+
+    /// Reads a document that is as it was written, of whatever format it says it is.
+    fn read(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let document: Self = serde_json::from_slice(bytes)?;
+        let RefCheck { target } = serde_json::from_slice(bytes)?;
+        verify(bytes, target.check)?;
+        Ok(document)
+    }
+}
+
+/// Writes a document with its check: once without, and again when it is known.
+pub(super) fn with_check(write: impl Fn(Sha256) -> Vec<u8>) -> Vec<u8> {
+    write(sha256(&write(NO_CHECK)))
+}
+
+/// Compares a document's check, where it has one, with its bytes.
+pub(super) fn verify(bytes: &[u8], check: Option<Sha256>) -> Result<(), DocumentError> {
+    let Some(check) = check else {
+        return Ok(()); // an older version wrote it
+    };
+    let digits = check.to_hex().into_bytes();
+    let mut blank = bytes.to_vec();
+    let mut at = 0;
+    while let Some(found) = blank[at..]
+        .windows(digits.len())
+        .position(|text| text == digits)
+    {
+        blank[at + found..][..digits.len()].fill(b'0');
+        at += found + digits.len();
+    }
+    if sha256(&blank) == check {
+        Ok(())
+    } else {
+        Err(DocumentError::Check)
     }
 }
 
@@ -130,10 +219,14 @@ pub(super) fn to_bytes(document: &impl Serialize) -> Vec<u8> {
 }
 
 pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], path: &Path) -> Result<T, RefsError> {
-    serde_json::from_slice(bytes).map_err(|source| RefsError::Damaged {
+    serde_json::from_slice(bytes).map_err(|source| damaged(path, source.into()))
+}
+
+pub(super) fn damaged(path: &Path, source: DocumentError) -> RefsError {
+    RefsError::Damaged {
         path: path.to_owned(),
         source,
-    })
+    }
 }
 
 pub(super) fn check(
@@ -170,7 +263,10 @@ mod tests {
         let again = RefDocument::parse(&document.to_bytes(), Path::new("x")).unwrap();
         assert_eq!(again.target, target(1, 7));
         assert_eq!(again.rest["colours"], serde_json::json!([1, 2]));
-        assert_eq!(again.header.optional, ["colours", HISTORY_FEATURE]);
+        assert_eq!(
+            again.header.optional,
+            ["colours", HISTORY_FEATURE, CHECK_FEATURE]
+        );
     }
 
     #[test]
@@ -190,6 +286,41 @@ mod tests {
         short.forget(|at| at == 0 || at > 3);
         assert_eq!(short.history, document.history[1..4]);
         short.forget(|_| true);
-        assert!(short.header.optional.is_empty());
+        assert_eq!(short.header.optional, [CHECK_FEATURE]);
+    }
+
+    #[test]
+    fn no_flipped_bit_changes_what_a_ref_says() {
+        let name: ImageName = "os:v1".parse().unwrap();
+        let first = RefDocument::replacing(None, &name, &target(1, 1)).to_bytes();
+        let document = RefDocument::replacing(Some(&first), &name, &target(2, 2));
+        let bytes = document.to_bytes();
+        let read = |bytes: &[u8]| RefDocument::parse(bytes, Path::new("x"));
+        assert_eq!(read(&bytes).unwrap(), document);
+        let mut unnoticed = 0;
+        for at in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[at / 8] ^= 1 << (at % 8);
+            if let Ok(found) = read(&flipped) {
+                // The word `check` itself: what is left is a ref without one.
+                assert_eq!(
+                    (found.target, found.history),
+                    (document.target.clone(), document.history.clone())
+                );
+                unnoticed += 1;
+            }
+        }
+        assert!(unnoticed <= 8 * "check".len(), "{unnoticed}");
+    }
+
+    #[test]
+    fn a_version_without_checks_leaves_none_of_another_ref() {
+        // As one does: it knows the members of a target, and keeps those of the document.
+        let name: ImageName = "os:v1".parse().unwrap();
+        let bytes = RefDocument::replacing(None, &name, &target(1, 1)).to_bytes();
+        let mut older: RefDocument = serde_json::from_slice(&bytes).unwrap();
+        older.target = target(2, 2);
+        let bytes = to_bytes(&older);
+        assert_eq!(RefDocument::parse(&bytes, Path::new("x")).unwrap(), older);
     }
 }

@@ -130,6 +130,17 @@ pub struct Pin {
     pub config: Option<Sha256>,
 }
 
+/// What is wrong with a damaged file.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// It is no document of its kind.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// It was changed after it was written.
+    #[error("its check does not fit what it says")]
+    Check,
+}
+
 /// Why refs or pins could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RefsError {
@@ -147,7 +158,7 @@ pub enum RefsError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: serde_json::Error,
+        source: DocumentError,
     },
     /// A file is of a newer version, or of something else.
     #[error("cannot use {}", path.display())]
@@ -246,7 +257,8 @@ impl Store {
     pub fn find_ref(&self, name: &ImageName) -> Result<Option<Ref>, RefsError> {
         let key = key(name);
         // The journal first: what it says has happened, whether or not the ref's file shows it yet.
-        if let Some(document) = self.journal()?.as_ref().and_then(|it| it.document(&key)) {
+        let journal = self.standing_journal()?;
+        if let Some(document) = journal.as_ref().and_then(|it| it.document(&key)) {
             return Ok(document.cloned().map(Ref::from));
         }
         let path = self.path().join("refs").join(file_name(&key));
@@ -284,10 +296,10 @@ impl Store {
 
     /// Reads every ref as of one moment; each may fail by itself.
     pub(crate) fn each_ref(&self) -> Result<Vec<Result<RefDocument, RefsError>>, RefsError> {
-        let mut before = self.journal()?;
+        let mut before = self.standing_journal()?;
         for _ in 0..LIST_TRIES {
             let refs = self.list_refs()?;
-            let after = self.journal()?;
+            let after = self.standing_journal()?;
             let state = |journal: &Option<change::Journal>| {
                 journal.as_ref().map(|it| (it.generation, it.is_done()))
             };
@@ -303,7 +315,7 @@ impl Store {
         // Somebody changes refs without a pause: only waiting for a gap helps.
         let changing = self.lock_refs()?;
         let refs = self.list_refs()?;
-        let journal = self.journal()?;
+        let journal = self.standing_journal()?;
         drop(changing);
         Ok(match journal {
             Some(journal) => overlaid(refs, &journal),

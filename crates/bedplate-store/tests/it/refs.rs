@@ -239,7 +239,7 @@ fn a_change_that_a_crash_interrupted_is_seen_whole_and_finished_by_the_next() {
             (path.clone(), fs::read(path).unwrap())
         })
         .collect();
-    let documents: Vec<serde_json::Value> = after
+    let mut documents: Vec<serde_json::Value> = after
         .values()
         .map(|bytes| {
             let document: serde_json::Value = serde_json::from_slice(bytes).unwrap();
@@ -247,10 +247,27 @@ fn a_change_that_a_crash_interrupted_is_seen_whole_and_finished_by_the_next() {
         })
         .chain([serde_json::json!({"name": "localhost/os:c", "document": null})])
         .collect();
-    let cut = serde_json::json!({
-        "format": "bedplate-journal", "version": 1, "required": [], "optional": [],
-        "generation": 8, "refs": documents,
-    });
+    let journal_of = |documents: &[serde_json::Value]| {
+        serde_json::json!({
+            "format": "bedplate-journal", "version": 1, "required": [], "optional": [],
+            "generation": 8, "refs": documents,
+        })
+    };
+    // As an older version wrote it, and as this one does: with what each name was.
+    let without = journal_of(&documents);
+    let before_of = |name: &serde_json::Value| {
+        let file = name
+            .as_str()
+            .unwrap()
+            .replace('/', "%2F")
+            .replace(':', "%3A");
+        let bytes = before.iter().find(|(path, _)| path.ends_with(&file));
+        bytes.map_or("nothing".to_owned(), |(_, bytes)| sha256(bytes))
+    };
+    for document in &mut documents {
+        document["replaces"] = before_of(&document["name"]).into();
+    }
+    let with = journal_of(&documents);
     let seen = |store: &Store| -> Vec<(String, bool)> {
         let refs = store.refs().unwrap().into_iter();
         refs.map(|(name, target)| (name.to_string(), target.root == new))
@@ -260,7 +277,8 @@ fn a_change_that_a_crash_interrupted_is_seen_whole_and_finished_by_the_next() {
         .into_iter()
         .map(|name| (name.to_owned(), true))
         .collect();
-    for applied in 0..=after.len() {
+    let rounds = (0..=after.len()).flat_map(|applied| [(applied, &without), (applied, &with)]);
+    for (applied, cut) in rounds {
         for entry in fs::read_dir(&refs).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }
@@ -283,6 +301,93 @@ fn a_change_that_a_crash_interrupted_is_seen_whole_and_finished_by_the_next() {
         assert_eq!(store.resolve(&image("os:c")).unwrap(), None);
         fs::remove_file(refs.join("localhost%2Fos%3Aother")).unwrap();
     }
+}
+
+/// A version that knows of no journals changes a name after a crash: what it set must not be undone.
+#[test]
+fn a_journal_that_an_older_version_overtook_is_set_aside() {
+    let place = Place::new();
+    let old = place.commit("os:a", 0, 1);
+    place.tag(old, &["os:b"], 1);
+    let newer = place.commit("os:newer", 2, 2);
+    let path = |name: &str| {
+        place
+            .store
+            .path()
+            .join(format!("refs/localhost%2Fos%3A{name}"))
+    };
+    let document = |name: &str, root: RootDigest| {
+        // Without a check, as an older version writes it.
+        serde_json::json!({
+            "format": "bedplate-ref", "version": 1, "name": format!("localhost/os:{name}"),
+            "target": {"root": root, "created": 9},
+        })
+    };
+    let entry = |name: &str| {
+        serde_json::json!({
+            "name": format!("localhost/os:{name}"), "document": document(name, newer),
+            "replaces": sha256(&fs::read(path(name)).unwrap()),
+        })
+    };
+    let cut = serde_json::json!({
+        "format": "bedplate-journal", "version": 1, "generation": 8,
+        "refs": [entry("a"), entry("b")],
+    });
+    let journal = place.store.path().join("journal");
+    fs::write(&journal, cut.to_string()).unwrap();
+    assert_eq!(place.roots("os:a")[..1], [newer], "it counts");
+
+    let third = place.commit("os:third", 4, 3); // finishes it
+    fs::write(&journal, cut.to_string()).unwrap();
+    assert_eq!(place.roots("os:a")[..1], [newer], "it is in its place");
+    fs::write(path("b"), document("b", third).to_string()).unwrap();
+    let root_of = |name: &str| place.roots(name).first().copied();
+    let seen = || (root_of("os:a"), root_of("os:b"));
+    assert_eq!(seen(), (Some(newer), Some(third)));
+    let listed = place.store.refs().unwrap();
+    assert!(
+        listed
+            .iter()
+            .any(|(_, target)| target.root == third && target.created == 9)
+    );
+    let findings = place.findings();
+    assert!(
+        findings.len() == 1 && findings[0].contains("journal"),
+        "{findings:?}"
+    );
+
+    place.tag(newer, &["os:c", "os:d"], 4);
+    assert_eq!(seen(), (Some(newer), Some(third)));
+    let findings = place.findings();
+    assert!(
+        findings.len() == 1 && findings[0].contains("journal.stale"),
+        "{findings:?}"
+    );
+    fs::remove_file(place.store.path().join("journal.stale")).unwrap();
+    assert_eq!(place.findings(), Vec::<String>::new());
+}
+
+#[test]
+fn a_journal_with_a_flipped_bit_is_damaged_and_named() {
+    let place = Place::new();
+    let root = place.commit("os:a", 0, 1);
+    place.tag(root, &["os:b", "os:c"], 1);
+    let path = place.store.path().join("journal");
+    let whole = fs::read(&path).unwrap();
+    let at = String::from_utf8_lossy(&whole)
+        .find("\"generation\": ")
+        .unwrap()
+        + 14;
+    let mut flipped = whole;
+    flipped[at] ^= 1;
+    fs::write(&path, flipped).unwrap();
+    let error = place.store.refs().unwrap_err();
+    assert!(error.to_string().contains("journal is damaged"), "{error}");
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    bedplate_model::Sha256(sha2::Sha256::digest(bytes).into()).to_string()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! delete · truncate · flip a bit · swap with another of its kind
-//!    × object · image · layer · manifest · config · ref · pin · format.json
+//!    × object · image · layer · manifest · config · ref · its time · journal · pin · format.json
 //!    × ls cat checkout export inspect images log diff lint push pull tag commit mount gc fsck
 //! ```
 //!
@@ -29,6 +29,10 @@ enum Kind {
     Manifest,
     Config,
     Ref,
+    /// A ref whose damage is in the digits of a time: it would be another, as good as the first.
+    RefTime,
+    /// What the last change of several names left, done.
+    Journal,
     Pin,
     Format,
 }
@@ -97,11 +101,20 @@ fn exception(kind: Kind, damage: Damage, verb: &str) -> Option<Otherwise> {
     }
 }
 
+/// Whether there is such a damage: of some kinds there is no other file, and a time is only ever another.
+fn is_possible(kind: Kind, damage: Damage) -> bool {
+    match kind {
+        Kind::Format | Kind::Journal => damage != Damage::Swap,
+        Kind::RefTime => damage == Damage::Flip,
+        _ => true,
+    }
+}
+
 /// Whether fsck can know.
 fn fsck_finds(kind: Kind, damage: Damage) -> bool {
     match (kind, damage) {
         // A name, a pin or a layer's table that is gone may never have been there.
-        (Kind::Ref | Kind::Pin | Kind::Layer, Damage::Delete) => false,
+        (Kind::Ref | Kind::Pin | Kind::Layer | Kind::Journal, Damage::Delete) => false,
         // This bit is in the name of a member that may be missing.
         (Kind::Format, Damage::Flip) => false,
         _ => true,
@@ -132,6 +145,9 @@ impl Bench {
             fs::write(tree.join("usr/bin/other"), version.repeat(4000)).unwrap();
             sandbox.good(&format!("commit tree-{version} os:v{version}"));
         }
+        // Several names at once leave a journal.
+        sandbox.good("tag os:v1 kept:v1 kept:v2");
+        sandbox.good("untag kept:v1 kept:v2");
         let registry = Registry::start(&sandbox);
         let bench = Self { sandbox, registry };
         for version in ["1", "2"] {
@@ -193,7 +209,10 @@ impl Bench {
                 }
                 Kind::Manifest => manifest,
                 Kind::Config => config(),
-                Kind::Ref => store.join(format!("refs/localhost%2Fos%3Av{version}")),
+                Kind::Ref | Kind::RefTime => {
+                    store.join(format!("refs/localhost%2Fos%3Av{version}"))
+                }
+                Kind::Journal => store.join("journal"),
                 Kind::Pin => store.join(format!("pins/holder-{version}")),
                 Kind::Format => store.join("format.json"),
             };
@@ -203,7 +222,7 @@ impl Bench {
     }
 
     /// Makes the store anew, with the damage.
-    fn damaged(&self, [file, other]: &[PathBuf; 2], damage: Damage) {
+    fn damaged(&self, kind: Kind, [file, other]: &[PathBuf; 2], damage: Damage) {
         self.copy("whole", "store");
         let store = self.sandbox.path("store");
         let (file, other) = (store.join(file), store.join(other));
@@ -217,7 +236,12 @@ impl Bench {
             Damage::Truncate => write(&file, &bytes[..bytes.len() / 2]),
             Damage::Flip => {
                 let mut bytes = bytes;
-                let place = bytes.len() / 2;
+                let place = if kind == Kind::RefTime {
+                    let text = String::from_utf8_lossy(&bytes);
+                    text.find("\"created\": ").unwrap() + "\"created\": 123".len()
+                } else {
+                    bytes.len() / 2
+                };
                 bytes[place] ^= 1;
                 write(&file, &bytes);
             }
@@ -315,10 +339,10 @@ fn every_verb_with_damaged(kind: Kind) {
     });
     let whole: Vec<Ended> = whole.collect();
     for damage in DAMAGES {
-        if (kind, damage) == (Kind::Format, Damage::Swap) {
-            continue; // there is no other
+        if !is_possible(kind, damage) {
+            continue;
         }
-        bench.damaged(&files, damage);
+        bench.damaged(kind, &files, damage);
         let fsck = bench.run(&["fsck"]);
         let told = String::from_utf8_lossy(&fsck.stdout).into_owned() + &fsck.stderr;
         let right = match (fsck_finds(kind, damage), exception(kind, damage, "fsck")) {
@@ -331,7 +355,7 @@ fn every_verb_with_damaged(kind: Kind) {
         }
         for ((lines, changes), before) in lines.iter().zip(&whole) {
             if *changes {
-                bench.damaged(&files, damage);
+                bench.damaged(kind, &files, damage);
             }
             let after = bench.run(lines);
             let verb = lines[0].split(' ').next().unwrap();
@@ -384,6 +408,16 @@ fn a_damaged_config_is_named() {
 #[test]
 fn a_damaged_ref_is_named() {
     every_verb_with_damaged(Kind::Ref);
+}
+
+#[test]
+fn another_time_in_a_ref_is_named() {
+    every_verb_with_damaged(Kind::RefTime);
+}
+
+#[test]
+fn a_damaged_journal_is_named() {
+    every_verb_with_damaged(Kind::Journal);
 }
 
 #[test]
