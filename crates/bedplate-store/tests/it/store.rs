@@ -466,18 +466,85 @@ fn a_store_of_a_newer_version_is_refused_by_what_it_needs() {
     assert!(source.contains("split-objects"), "{source}");
 }
 
-/// Opens the store that version 1 wrote. Directories without files are not kept by git: they are
-/// made here, as whoever clones a repository has to.
-#[test]
-fn the_frozen_store_of_version_1_opens() {
-    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/stores/v1");
+/// Copies a store that an earlier version wrote (`testdata/stores/README.md`). Directories without files are
+/// not kept by git: they are made here, as whoever clones a repository has to.
+fn frozen(version: &str) -> (TempDir, Store) {
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/stores");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
-    copy_directory(&frozen, &path);
+    copy_directory(&frozen.join(version), &path);
     for name in ["index", "layers", "blobs", "pins", "tmp", "trash"] {
         fs::create_dir_all(path.join(name)).unwrap();
     }
     let store = Store::open(&path).unwrap();
+    (directory, store)
+}
+
+fn findings(store: &Store) -> Vec<String> {
+    let mut findings = Vec::new();
+    store
+        .fsck(&mut |finding| findings.push(finding.to_string()))
+        .unwrap();
+    findings
+}
+
+#[test]
+fn the_frozen_store_with_histories_opens() {
+    let (_directory, store) = frozen("v2");
+    assert_eq!(findings(&store), Vec::<String>::new());
+    let found = store.find_ref(&image("frozen:v1")).unwrap().unwrap();
+    assert_eq!(found.history.len(), 1);
+    assert!(found.target.manifest.is_some());
+    let (old, new) = (found.history[0].root, found.target.root);
+    let text = |root| {
+        let tree = store.tree(root).unwrap();
+        let path = bedplate_model::TreePath::try_from("usr/small").unwrap();
+        let node = tree.node(tree.lookup(&path).unwrap());
+        let bedplate_model::Content::File(content) = &node.content else {
+            panic!("{path} is a file");
+        };
+        store.read_small(content, 1000).unwrap()
+    };
+    assert_eq!(text(&old), b"first\n");
+    assert_eq!(text(&new), b"second\n");
+    assert_eq!(store.pins().unwrap()[0].root, old);
+    assert_eq!(store.refs().unwrap().len(), 3);
+    assert_eq!(store.usage().unwrap().layers, 1);
+    let garbage = store.gc(&GcPolicy::default(), true).unwrap();
+    assert_eq!(garbage.removed, []);
+
+    // Every file with a check is as it was written.
+    let path = store.path().join("refs/localhost%2Ffrozen%3Av1");
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replace("\"created\": 1", "\"created\": 2")).unwrap();
+    let error = store.find_ref(&image("frozen:v1")).unwrap_err();
+    assert!(error.to_string().contains("is damaged"), "{error}");
+}
+
+#[test]
+fn the_frozen_change_of_several_names_is_seen_whole_and_finished() {
+    let (_directory, store) = frozen("v2");
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/stores");
+    let journal = store.path().join("journal");
+    fs::copy(frozen.join("v2-interrupted/journal"), &journal).unwrap();
+    let root = |name: &str| store.resolve(&image(name)).unwrap().unwrap().root;
+    let seen = || ["frozen:a", "frozen:b", "frozen:c"].map(root);
+    let [a, b, c] = seen();
+    assert_eq!(a, store.pins().unwrap()[0].root);
+    assert_eq!((a == c, a == b), (true, false));
+    assert_eq!(findings(&store), Vec::<String>::new());
+    // Whoever changes a name next finishes it.
+    store
+        .remove_refs(&["frozen:v1", "frozen:none"].map(image))
+        .unwrap();
+    fs::remove_file(&journal).unwrap();
+    assert_eq!(seen(), [a, b, c]);
+    assert_eq!(findings(&store), Vec::<String>::new());
+}
+
+#[test]
+fn the_frozen_store_of_version_1_opens() {
+    let (_directory, store) = frozen("v1");
     let found = store.resolve(&image("frozen:v1")).unwrap().unwrap();
     let tree = store.tree(&found.root).unwrap();
     let file = bedplate_model::TreePath::try_from("usr/object").unwrap();
@@ -486,9 +553,7 @@ fn the_frozen_store_of_version_1_opens() {
         panic!("{file} is a file");
     };
     assert_eq!(store.read_small(content, 1000).unwrap(), [7; 65]);
-    let mut findings = Vec::new();
-    store.fsck(&mut |finding| findings.push(finding)).unwrap();
-    assert!(findings.is_empty(), "{findings:?}");
+    assert_eq!(findings(&store), Vec::<String>::new());
     let garbage = store.gc(&GcPolicy::default(), true).unwrap();
     assert_eq!((garbage.removed.len(), garbage.kept), (0, 6), "{garbage:?}");
 }
