@@ -19,7 +19,7 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
 
-    /// Draw no progress
+    /// Draw no progress; `images` prints names alone
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
 
@@ -80,6 +80,9 @@ pub(crate) enum Verb {
     /// Serve an OCI registry over a directory
     Serve(Serve),
     /// Remove what no name reaches
+    ///
+    /// A name reaches its earlier images, too (`log` lists them): they stay unless --keep, --older-than or
+    /// --max-size says otherwise.
     Gc(Gc),
     /// Check every object, image and name of the store
     Fsck(Fsck),
@@ -403,8 +406,8 @@ pub(crate) struct Gc {
     /// Say what would be removed, and remove nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Let each name keep only so many images, the current one among them
-    #[arg(long, value_name = "N")]
+    /// Let each name keep only so many images, the current one among them; 1 forgets all earlier ones
+    #[arg(long, value_name = "N", value_parser = keep)]
     pub(crate) keep: Option<NonZeroU32>,
     /// Forget earlier images of names that were replaced longer ago, such as 12h, 30d or 8w
     #[arg(long, value_name = "AGE", value_parser = age)]
@@ -582,6 +585,12 @@ fn size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// Parses how many images a name keeps.
+fn keep(text: &str) -> Result<NonZeroU32, String> {
+    text.parse()
+        .map_err(|_| "not a number from 1 on: a name always keeps its current image".to_owned())
 }
 
 /// Parses an age: a number with `m`, `h`, `d` or `w`; gives seconds.

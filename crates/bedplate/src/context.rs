@@ -170,6 +170,16 @@ pub(crate) fn find_image(store: &Store, name: &ImageSelector) -> anyhow::Result<
             )
             .into();
         }
+        if let Some(digits) = name.digest_prefix() {
+            return Refusal::usage(
+                format!(
+                    "the store has no image of this name, and none whose root or manifest digest begins \
+                     with {digits}"
+                ),
+                "`bedplate images` lists names and the first digits of both digests",
+            )
+            .into();
+        }
         Refusal::usage(
             format!("the store has no image {name}"),
             "`bedplate images` lists what there is; `bedplate pull` fetches from a registry",

@@ -23,8 +23,8 @@ pub use packages::{
 };
 pub use rpm::{parse_rpm_bdb, parse_rpm_ndb, parse_rpm_sqlite};
 pub use summary::{
-    KernelChanges, PathChanges, PathCounts, Summary, SummaryError, kernels, packages,
-    packages_of_directory, summarize, summary,
+    KernelChanges, Packages, PathChanges, PathCounts, Summary, SummaryError, kernels, new_bytes,
+    packages, packages_of_directory, summarize, summary,
 };
 
 /// One path that differs.

@@ -1,6 +1,6 @@
 //! What an administrator wants to know first: packages, kernels, units, privileges, sizes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -33,8 +33,8 @@ const STATUS_MAX: u64 = 512 * 1024 * 1024;
 /// The differences between two images, in short.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Changes of packages; `None` where one of the two has no database that we know.
-    pub packages: Option<Vec<PackageChange>>,
+    /// Changes of packages, where both have a database that we know.
+    pub packages: Packages,
     /// Changes of kernels.
     pub kernels: KernelChanges,
     /// Changes of systemd's units: files and links in its directories.
@@ -50,6 +50,29 @@ pub struct Summary {
     pub new_bytes: u64,
     /// How many paths were added, removed and changed.
     pub paths: PathCounts,
+}
+
+/// What became of the packages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Packages {
+    /// Both have a database: these changed.
+    Compared(Vec<PackageChange>),
+    /// The first has no database that we know.
+    UnknownBefore,
+    /// The second has no database that we know.
+    UnknownAfter,
+    /// Neither has.
+    Unknown,
+}
+
+impl Packages {
+    /// Returns the changes, where both have a database.
+    pub fn changes(&self) -> Option<&[PackageChange]> {
+        match self {
+            Self::Compared(changes) => Some(changes),
+            Self::UnknownBefore | Self::UnknownAfter | Self::Unknown => None,
+        }
+    }
 }
 
 /// Kernel releases that came and went.
@@ -147,12 +170,13 @@ pub fn summarize(
     (to, to_packages): (&Tree, Option<Vec<Package>>),
 ) -> Summary {
     let packages = match (from_packages, to_packages) {
-        (Some(from), Some(to)) => Some(dpkg::changes(&from, &to)),
-        _ => None,
+        (Some(from), Some(to)) => Packages::Compared(dpkg::changes(&from, &to)),
+        (None, Some(_)) => Packages::UnknownBefore,
+        (Some(_), None) => Packages::UnknownAfter,
+        (None, None) => Packages::Unknown,
     };
     let (olds, news) = (kernels(from), kernels(to));
     let list = |set: BTreeSet<&String>| set.into_iter().cloned().collect();
-    let (old_contents, new_contents) = (contents(from), contents(to));
     let mut paths = PathCounts::default();
     let mut units = PathChanges::default();
     let mut setuid = PathChanges::default();
@@ -196,10 +220,7 @@ pub fn summarize(
         setuid,
         capabilities,
         bytes: (from.file_bytes(), to.file_bytes()),
-        new_bytes: new_contents
-            .iter()
-            .filter(|(id, _)| !old_contents.contains_key(id))
-            .fold(0, |sum: u64, (_, size)| sum.saturating_add(*size)),
+        new_bytes: new_bytes(from, to),
         paths,
     }
 }
@@ -374,7 +395,26 @@ pub fn kernels(tree: &Tree) -> BTreeSet<String> {
         .collect()
 }
 
-/// The size of each object of a tree.
-fn contents(tree: &Tree) -> BTreeMap<bedplate_model::ObjectId, u64> {
-    sized_objects_of(tree).into_iter().collect()
+/// Returns the bytes of contents that the second tree has and the first has not, each counted once: those
+/// of objects, and those that images hold themselves.
+pub fn new_bytes(from: &Tree, to: &Tree) -> u64 {
+    let (known, small) = (sized_objects_of(from), small_contents(from));
+    let objects = sized_objects_of(to)
+        .into_iter()
+        .filter(|object| known.binary_search(object).is_err())
+        .fold(0, |sum: u64, (_, size)| sum.saturating_add(size));
+    small_contents(to)
+        .difference(&small)
+        .fold(objects, |sum, bytes| sum.saturating_add(bytes.len() as u64))
+}
+
+/// The contents that the image of a tree holds itself.
+fn small_contents(tree: &Tree) -> BTreeSet<&[u8]> {
+    let contents = tree.walk().map(|(_, id)| &tree.node(id).content);
+    contents
+        .filter_map(|content| match content {
+            Content::File(FileContent::Inline(bytes)) => Some(&**bytes),
+            _ => None,
+        })
+        .collect()
 }

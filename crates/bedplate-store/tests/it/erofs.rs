@@ -207,6 +207,19 @@ proptest! {
     }
 }
 
+/// What `cargo xtask campaign trees` runs with the image of a whole system in `BEDPLATE_IMAGE`.
+#[test]
+#[ignore = "needs an image of a real tree"]
+#[expect(clippy::disallowed_methods, reason = "the campaign names the image")]
+fn an_image_of_a_real_tree_equals_that_of_composefs() {
+    let path = std::env::var_os("BEDPLATE_IMAGE").expect("BEDPLATE_IMAGE names an image");
+    let bytes = std::fs::read(path).unwrap();
+    let tree = erofs::read(&bytes).unwrap();
+    assert!(bytes == oracle(&tree, ErofsVersion::V1, HardLinks::Keep));
+    let (again, _) = image(&tree, ErofsVersion::V1, HardLinks::Keep);
+    assert!(again == bytes);
+}
+
 #[test]
 fn images_of_awkward_trees_have_the_digests_that_the_c_tool_gave() {
     let known = include_str!("../../../../testdata/erofs/mkcomposefs-1.0.8.txt");

@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::mem;
 
 use anyhow::Context as _;
-use bedplate_store::diff::{Change, ChangeKind, PackageChange, PathChanges, Summary, summarize};
+use bedplate_store::diff::{
+    Change, ChangeKind, PackageChange, Packages, PathChanges, Summary, summarize,
+};
 use serde::Serialize;
 
 use super::subject::{Subject, read_both};
@@ -97,9 +99,11 @@ pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answ
 /// Draws what an administrator wants to know first.
 pub(super) fn draw(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     match &summary.packages {
-        None => writeln!(out, "Packages: no package database in both")?,
-        Some(changes) if changes.is_empty() => writeln!(out, "Packages: the same")?,
-        Some(changes) => {
+        Packages::Unknown => writeln!(out, "Packages: neither has a package database")?,
+        Packages::UnknownBefore => writeln!(out, "Packages: the first has no package database")?,
+        Packages::UnknownAfter => writeln!(out, "Packages: the second has no package database")?,
+        Packages::Compared(changes) if changes.is_empty() => writeln!(out, "Packages: the same")?,
+        Packages::Compared(changes) => {
             let count = |wanted: fn(&PackageChange) -> bool| {
                 changes.iter().filter(|change| wanted(change)).count()
             };
@@ -239,7 +243,8 @@ fn difference(summary: Summary, paths: Option<Vec<Path>>) -> Difference {
     Difference {
         packages: summary
             .packages
-            .map(|changes| changes.into_iter().map(package).collect()),
+            .changes()
+            .map(|changes| changes.iter().cloned().map(package).collect()),
         kernels_added: summary.kernels.added,
         kernels_removed: summary.kernels.removed,
         units: summary.units.into(),

@@ -49,6 +49,12 @@ pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<
         json(context.out, &list)?;
         return Ok(Answer::Yes);
     }
+    if context.quiet {
+        for image in list {
+            writeln!(context.out, "{}", image.name)?;
+        }
+        return Ok(Answer::Yes);
+    }
     let mut table = Table::new(["NAME", "ROOT DIGEST", "MANIFEST", "SET", "SIZE"]);
     for image in list {
         table.row([

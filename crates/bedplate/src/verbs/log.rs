@@ -2,7 +2,8 @@
 
 use anyhow::Context as _;
 use bedplate_model::{Tree, oci};
-use bedplate_store::{Found, RefTarget, Store, sized_objects_of};
+use bedplate_store::diff::new_bytes;
+use bedplate_store::{Found, RefTarget, Store};
 use serde::Serialize;
 
 use crate::Answer;
@@ -125,15 +126,6 @@ fn images(store: &Store, name: &str, targets: &[RefTarget]) -> anyhow::Result<Ve
     }
     images.reverse();
     Ok(images)
-}
-
-/// Returns the bytes of contents that the second tree has and the first has not.
-fn new_bytes(from: &Tree, to: &Tree) -> u64 {
-    let known = sized_objects_of(from);
-    sized_objects_of(to)
-        .into_iter()
-        .filter(|object| known.binary_search(object).is_err())
-        .fold(0, |sum: u64, (_, size)| sum.saturating_add(size))
 }
 
 /// Reads the steps that made an image, the last one first.

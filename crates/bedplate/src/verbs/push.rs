@@ -26,6 +26,14 @@ struct Sent {
 pub(super) fn run(push: &Push, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
     let source = find_image(&store, &push.name)?.name.ok_or_else(|| {
+        if let ImageSelector::Name(revision) = &push.name {
+            return Refusal::usage(
+                format!(
+                    "{revision} is an earlier image, which has no name of its own to push it by"
+                ),
+                format!("give it one: `bedplate tag {revision} NAME`, then push that"),
+            );
+        }
         Refusal::usage(
             format!("{} has no name to push it by", push.name),
             "`bedplate tag` gives it one",

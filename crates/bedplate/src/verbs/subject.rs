@@ -9,7 +9,28 @@ use bedplate_model::{Algorithm, ImageSelector, RootDigest, Tree};
 use bedplate_store::diff::{Package, packages, packages_of_directory};
 use bedplate_store::{DigestOnly, Store};
 
+use crate::blame::Refusal;
 use crate::context::{Context, find_image};
+
+/// Says where an image was not found, but a directory is called so.
+fn or_directory(error: anyhow::Error, name: &ImageSelector) -> anyhow::Error {
+    let written = name.to_string();
+    // As it was typed: a name that is not complete has a host and a tag added.
+    let typed = match name {
+        ImageSelector::Name(revision) if revision.name().is_local() => {
+            revision.name().repository().to_owned()
+        }
+        _ => written,
+    };
+    if error.is::<Refusal>() && Path::new(&typed).is_dir() {
+        return Refusal::usage(
+            format!("the store has no image {typed}"),
+            format!("`./{typed}` is the directory of that name"),
+        )
+        .into();
+    }
+    error
+}
 
 /// An image or a directory.
 pub(super) enum Subject {
@@ -37,7 +58,8 @@ impl Subject {
             Self::Directory(path) => Ok(Source::Directory(path)),
             Self::Image(name) => {
                 let store = context.store()?;
-                let root = find_image(&store, name)?.target.root;
+                let found = find_image(&store, name).map_err(|error| or_directory(error, name));
+                let root = found?.target.root;
                 Ok(Source::Image { name, store, root })
             }
         }

@@ -360,3 +360,92 @@ fn a_name_keeps_its_earlier_images_until_gc_is_told_to_forget_them() {
     assert_eq!(df["store"]["objects"], 3);
     assert!(sandbox.good("gc --dry-run --keep 1").contains("BECAUSE"));
 }
+
+#[test]
+fn what_changed_in_small_files_counts() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    std::fs::write(tree.join("etc/motd"), "another welcome").unwrap();
+    sandbox.good("commit tree os:v1");
+    let new = "another welcome".len();
+    assert_eq!(sandbox.json("diff --json os:v1~1 os:v1")["new_bytes"], new);
+    assert_eq!(
+        sandbox.json("log --json os:v1")["images"][0]["new_bytes"],
+        new
+    );
+}
+
+#[test]
+fn quiet_images_are_names_alone() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    sandbox.good("tag os:v1 os:v2");
+    assert_eq!(
+        sandbox.good("images -q"),
+        "localhost/os:v1\nlocalhost/os:v2"
+    );
+}
+
+#[test]
+fn what_cannot_be_meant_is_said_with_what_helps() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    sandbox.good("commit tree os:v1");
+    let archive = sandbox.path("archive");
+    std::fs::create_dir(&archive).unwrap();
+    std::fs::write(archive.join("manifest.json"), "[]").unwrap();
+    std::fs::create_dir(sandbox.path("abcdef")).unwrap();
+    let packed = std::process::Command::new("tar")
+        .args(["-C", "archive", "-cf", "archive.tar", "manifest.json"])
+        .current_dir(sandbox.path("."))
+        .status();
+    assert!(packed.unwrap().success());
+    std::fs::write(sandbox.path("tree/etc/motd"), "other").unwrap();
+    sandbox.good("commit tree os:v1");
+    for (line, words) in [
+        ("import archive.tar os:v2", "docker-archive"),
+        (
+            "push os:v1~1 localhost:1/os:v1",
+            "bedplate tag localhost/os:v1~1 NAME",
+        ),
+        ("gc --keep 0", "always keeps its current image"),
+        ("diff os:v1 abcdef", "./abcdef"),
+        ("ls 0123456789ab", "digest begins with 0123456789ab"),
+    ] {
+        let ended = sandbox.run(line);
+        assert_eq!(ended.code, 2, "{line}: {}", ended.stderr);
+        assert!(ended.stderr.contains(words), "{line}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_side_without_packages_is_named() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    assert!(
+        sandbox
+            .good("diff os:v1 ./tree")
+            .contains("neither has a package database")
+    );
+    // As images without a dpkg of their own describe their packages.
+    let parts = tree.join("var/lib/dpkg/status.d");
+    std::fs::create_dir_all(&parts).unwrap();
+    std::fs::write(parts.join("tzdata"), "Package: tzdata\nVersion: 2024a\n").unwrap();
+    std::fs::write(parts.join("tzdata.md5sums"), "00  usr/share/zoneinfo/UTC\n").unwrap();
+    assert!(
+        sandbox
+            .good("diff os:v1 ./tree")
+            .contains("the first has no package database")
+    );
+    sandbox.good("commit tree os:v2");
+    std::fs::write(parts.join("tzdata"), "Package: tzdata\nVersion: 2024b\n").unwrap();
+    assert!(
+        sandbox
+            .good("diff os:v2 ./tree")
+            .contains("~ tzdata 2024a → 2024b")
+    );
+}
