@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::trial::Trial;
-use crate::{fuzz, vm, wants_help};
+use crate::{fuzz, trees, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask campaign NAME [MINUTES]
@@ -14,8 +14,10 @@ Usage: cargo xtask campaign NAME [MINUTES]
   vm     the virtual machine smoke test again and again: finds what happens only sometimes
   crash  power cuts in every operation on a store, thousands of them, with a new seed each round
   faults death and errors at every system call of every operation on a store
+  trees  whole systems of three releases of Debian, against the kernel, composefs, erofs-utils, fsverity,
+         GNU tar and dpkg-query
 
-Each goes on for MINUTES [default: 60] and ends at the first failure.
+Each goes on for MINUTES [default: 60] and ends at the first failure; trees runs once.
 ";
 
 /// How long a parser is tried before the next one has its turn.
@@ -33,6 +35,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         return Ok(());
     }
     let (name, minutes) = match arguments {
+        ["trees"] => return trees::campaign(),
         [name] => (*name, 60),
         [name, minutes] => {
             let number = minutes

@@ -283,7 +283,12 @@ pub(crate) fn source(mirror: &str, suite: &str) -> String {
 
 /// The positional arguments: the release, and where it comes from.
 pub(crate) fn suite(sources: &[String]) -> Vec<String> {
-    let mut arguments = vec![RELEASE.to_owned()];
+    suite_of(RELEASE, sources)
+}
+
+/// The positional arguments for another release.
+pub(crate) fn suite_of(release: &str, sources: &[String]) -> Vec<String> {
+    let mut arguments = vec![release.to_owned()];
     arguments.extend_from_slice(sources);
     arguments
 }

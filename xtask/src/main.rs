@@ -9,6 +9,7 @@
 //!       ├─ check
 //!       ├─ crash, faults ─ trial ─ testkit::trial      the real program, and what goes wrong at any write
 //!       ├─ fuzz
+//!       ├─ campaign ─ trees ─ images                    minimal trees of three releases, in target/trees
 //!       └─ bench ─── images                                a pair of 1 GB trees, cached in target/bench
 //! ```
 //!
@@ -34,6 +35,7 @@ mod registry;
 mod run;
 mod story;
 mod test;
+mod trees;
 mod trial;
 mod vm;
 mod workspace;
@@ -54,7 +56,7 @@ Usage: cargo xtask VERB [ARGUMENTS]
   faults [OPERATION…] death and errors at any system call of it, and a full disk
   vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
   vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
-  campaign NAME      long runs: fuzz, vm, crash, faults
+  campaign NAME      long runs: fuzz, vm, crash, faults, trees
   images             make the two Debian trees of the demo, and say where they are
 
 Every verb takes --help. Missing Debian packages are installed when this runs as root, and named otherwise.

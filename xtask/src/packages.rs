@@ -42,6 +42,16 @@ pub(crate) const PEERS: &[&str] = &[
 /// What the benchmark compares with, and measures by.
 pub(crate) const BENCH: &[&str] = &["ostree", "skopeo", "umoci", "time"];
 
+/// What whole trees are compared with.
+pub(crate) const TREES: &[&str] = &[
+    "attr",
+    "diffutils",
+    "erofs-utils",
+    "fsverity",
+    "libssl-dev",
+    "pkg-config",
+];
+
 /// What trying power cuts and failing system calls needs.
 pub(crate) const TRIALS: &[&str] = &[
     "qemu-system-common",
