@@ -98,7 +98,7 @@ fn walk(
 }
 
 /// Finds the next data at or after `position`; all of it is hole where there is none.
-fn next_data(file: &File, position: u64, size: u64) -> io::Result<(u64, u64)> {
+pub(crate) fn next_data(file: &File, position: u64, size: u64) -> io::Result<(u64, u64)> {
     let begin = match rustix::fs::seek(file, SeekFrom::Data(position)) {
         Ok(begin) => begin.clamp(position, size),
         // The file may have been cut in the meantime: reading on tells.

@@ -46,6 +46,7 @@ pub mod fsck;
 pub mod gc;
 pub mod index;
 mod item;
+mod large;
 pub mod layer;
 mod object;
 pub mod refs;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
 
 use bedplate_model::{Content, FileContent, ObjectId, Tree};
 
@@ -53,13 +54,23 @@ impl Store {
     ) -> Result<Box<dyn Read + Send + '_>, ReadStoreError> {
         Ok(match content {
             FileContent::Inline(bytes) => Box::new(io::Cursor::new(bytes.to_vec())),
-            FileContent::Object { id, size } => Box::new(CheckedReader {
-                file: self.open_object(id)?,
-                hasher: Some(Hasher::new(id.algorithm())),
-                id: *id,
-                wanted: *size,
-                found: 0,
-            }),
+            FileContent::Object { id, size } => {
+                let file = self.open_object(id)?;
+                Box::new(CheckedReader {
+                    data_end: if extents::may_have_holes(&file, *size) {
+                        0
+                    } else {
+                        u64::MAX
+                    },
+                    file,
+                    hasher: Some(Hasher::new(id.algorithm())),
+                    id: *id,
+                    wanted: *size,
+                    found: 0,
+                    hole_end: 0,
+                    zeros: 0,
+                })
+            }
         })
     }
 
@@ -165,6 +176,12 @@ struct CheckedReader {
     id: ObjectId,
     wanted: u64,
     found: u64,
+    /// Where the hole that is read ends, if it is one.
+    hole_end: u64,
+    /// Where the data that are read end.
+    data_end: u64,
+    /// How much of a hole was read and not hashed: at once it costs next to nothing.
+    zeros: u64,
 }
 
 impl Read for CheckedReader {
@@ -172,7 +189,28 @@ impl Read for CheckedReader {
         if buffer.is_empty() {
             return Ok(0);
         }
-        let count = self.file.read(buffer)?;
+        if self.found == self.data_end && self.found < self.wanted {
+            (self.hole_end, self.data_end) =
+                extents::next_data(&self.file, self.found, self.wanted)?;
+        }
+        if self.found < self.hole_end {
+            // A terabyte of nothing is a matter of moments, not of hours.
+            let count = (self.hole_end - self.found).min(buffer.len() as u64);
+            buffer[..count as usize].fill(0);
+            self.zeros += count;
+            self.found += count;
+            return Ok(count as usize);
+        }
+        // Behind the end, whatever comes is too much.
+        let left = match self.data_end.saturating_sub(self.found) {
+            0 => u64::MAX,
+            left => left,
+        };
+        let most = left.min(buffer.len() as u64) as usize;
+        let count = self.file.read_at(&mut buffer[..most], self.found)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update_zeros(std::mem::take(&mut self.zeros));
+        }
         if count > 0 {
             if let Some(hasher) = &mut self.hasher {
                 hasher.update(&buffer[..count]);

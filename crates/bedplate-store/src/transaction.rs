@@ -29,20 +29,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bedplate_model::human::Size;
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{FileContent, ImageName, ObjectId, RootDigest, RuleSet, Sha256, Tree};
-use bedplate_sys::direct::DirectFile;
 use bedplate_sys::lock::Lock;
-use bedplate_sys::{durable, files, space, verity};
+use bedplate_sys::{durable, files, verity};
 
 use crate::buffers::{BUFFER, Buffers};
 use crate::erofs;
 use crate::extents::{self, ExtentError};
 use crate::item::Item;
-use crate::layer::{DecodeLayerError, Layer};
+use crate::large::{self, LargeFile, Way};
+use crate::layer::{DecodeLayerError, Layer, SparseMap};
 use crate::object::objects_of;
 use crate::refs::{self, RefChanges, RefTarget, RefsError};
 use crate::scan::ContentSink;
 use crate::store::{BLOB_MAX, EROFS_VERSION, Sealing, Store, sha256};
-use crate::verity::Hasher;
 
 /// Contents are read-only from their first moment.
 pub(crate) const FILE_MODE: u32 = 0o400;
@@ -231,11 +230,13 @@ impl<'store> Transaction<'store> {
             return self.put_bytes(&buffer[..found]);
         }
         let part = self.new_part("an object")?;
-        space::reserve(&part.file, size).map_err(|error| self.write_error("an object", error))?;
-        let mut out = self
-            .large_file(&part.file, size)
-            .map_err(|error| self.write_error("an object", error))?;
-        let mut hasher = Hasher::new(self.store.algorithm());
+        // Past the page cache, unless it is to be sealed, for which the kernel would read it from the disk
+        // again.
+        let way = match self.store.sealing() {
+            Sealing::Unsealed => Way::Direct,
+            Sealing::Sealed => Way::Cached,
+        };
+        let mut out = self.large_file(&part.file, size, way)?;
         let mut buffer = self.buffers.take();
         let mut found = 0_u64;
         loop {
@@ -244,18 +245,57 @@ impl<'store> Transaction<'store> {
             if count == 0 || found > size {
                 break;
             }
-            hasher.update(&buffer[..count]);
-            out.write_all(&buffer[..count])
+            out.write(&buffer[..count])
                 .map_err(|error| self.write_error("an object", error))?;
         }
-        drop(out);
         if found != size {
             return Err(PutError::WrongSize {
                 wanted: size,
                 found,
             });
         }
-        let id = hasher.finish();
+        let id = out
+            .finish()
+            .map_err(|error| self.write_error("an object", error))?;
+        self.finish_part(part, Item::Object(id))?;
+        Ok(FileContent::Object { id, size })
+    }
+
+    /// Stores a file with holes, of which `data` gives the segments that the map names, one behind the other.
+    pub fn put_sparse(
+        &self,
+        data: &mut dyn Read,
+        map: &SparseMap,
+    ) -> Result<FileContent, PutError> {
+        let size = map.size();
+        if size < BUFFER as u64 {
+            return self.put_object(&mut map.expand(data), size);
+        }
+        let part = self.new_part("an object")?;
+        let mut out = self.large_file(&part.file, size, Way::Cached)?;
+        let mut buffer = self.buffers.take();
+        let mut position = 0_u64;
+        for segment in map.segments() {
+            out.zeros(segment.start - position);
+            position = segment.start;
+            while position < segment.end {
+                let wanted = (segment.end - position).min(BUFFER as u64) as usize;
+                let count = fill(data, &mut buffer[..wanted])?;
+                if count == 0 {
+                    return Err(PutError::WrongSize {
+                        wanted: size,
+                        found: position,
+                    });
+                }
+                out.write(&buffer[..count])
+                    .map_err(|error| self.write_error("an object", error))?;
+                position += count as u64;
+            }
+        }
+        out.zeros(size - position);
+        let id = out
+            .finish()
+            .map_err(|error| self.write_error("an object", error))?;
         self.finish_part(part, Item::Object(id))?;
         Ok(FileContent::Object { id, size })
     }
@@ -275,7 +315,7 @@ impl<'store> Transaction<'store> {
                 return Ok(content);
             }
             if extents::may_have_holes(file, size) {
-                return self.put_sparse(file, size);
+                return self.put_holes(file, size);
             }
             (&*file).rewind().map_err(PutError::Read)?; // looking for it may have moved
         }
@@ -470,8 +510,8 @@ impl<'store> Transaction<'store> {
         }
         let name = item.flat_name();
         let write = || -> io::Result<()> {
-            let mut file = files::create_file(&self.directory, name.as_ref(), FILE_MODE)?;
-            file.write_all(bytes)
+            let file = files::create_file(&self.directory, name.as_ref(), FILE_MODE)?;
+            large::append(&file, 0, bytes)
         };
         write()
             .map_err(|error| self.write_error(&item.to_string(), error))
@@ -545,7 +585,7 @@ impl<'store> Transaction<'store> {
     }
 
     /// Stores a file with holes: they are neither read nor written.
-    fn put_sparse(&self, file: &File, size: u64) -> Result<FileContent, PutError> {
+    fn put_holes(&self, file: &File, size: u64) -> Result<FileContent, PutError> {
         let part = self.new_part("an object")?;
         let (id, found) =
             extents::copy(self.store.algorithm(), file, size, &part.file).map_err(|error| {
@@ -644,13 +684,14 @@ impl<'store> Transaction<'store> {
         })
     }
 
-    /// Chooses how a large file is written: past the page cache, unless it is to be sealed, for which the
-    /// kernel would read it from the disk again.
-    fn large_file<'a>(&self, file: &'a File, size: u64) -> io::Result<Box<dyn io::Write + 'a>> {
-        Ok(match self.store.sealing() {
-            Sealing::Unsealed => Box::new(DirectFile::new(file, size)?),
-            Sealing::Sealed => Box::new(file),
-        })
+    fn large_file<'a>(
+        &self,
+        file: &'a File,
+        size: u64,
+        way: Way,
+    ) -> Result<LargeFile<'a>, PutError> {
+        LargeFile::new(self.store.algorithm(), file, size, way)
+            .map_err(|error| self.write_error("an object", error))
     }
 
     fn write_error(&self, what: &str, source: io::Error) -> PutError {

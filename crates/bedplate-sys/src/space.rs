@@ -36,15 +36,29 @@ pub fn is_full(error: &io::Error) -> bool {
     )
 }
 
-/// Reserves the blocks of a file without changing its length, where the file system can.
+/// Reserves blocks of a file without changing its length, where the file system can.
 ///
-/// A full disk is an error here, before the first byte is written.
-pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+/// A full disk is an error here, before the bytes are written.
+pub fn reserve(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     if bytes == 0 {
         return Ok(());
     }
-    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes) {
         // Without fallocate the write itself finds out.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives back blocks of a file without changing its length, where the file system can: it reads as zeros
+/// there.
+pub fn release(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(file, flags, offset, bytes) {
+        // Room that was only reserved reads as zeros, too.
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -59,7 +73,9 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let space = space(&file).unwrap();
         assert!(space.available <= space.total);
-        reserve(&file, 8192).unwrap();
+        reserve(&file, 4096, 8192).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        release(&file, 0, 1 << 20).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 0);
     }
 }

@@ -19,7 +19,7 @@ use bedplate_model::oci::{
 };
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{Algorithm, FileContent, NodeId, RootDigest, Sha256, Tree};
-use bedplate_store::layer::{self, Contents, Layer, LayerError, WriteTarError};
+use bedplate_store::layer::{self, Contents, Layer, LayerError, SparseMap, WriteTarError};
 use bedplate_store::{PutError, Store, Transaction, verity};
 use sha2::Digest as _;
 
@@ -226,6 +226,22 @@ impl Contents for Named {
             return self.put_bytes(&bytes);
         }
         let (id, found) = verity::digest_reader(self.0, content).map_err(PutError::Read)?;
+        if found == size {
+            Ok(FileContent::Object { id, size })
+        } else {
+            Err(PutError::WrongSize {
+                wanted: size,
+                found,
+            })
+        }
+    }
+
+    fn put_sparse(&self, data: &mut dyn Read, map: &SparseMap) -> Result<FileContent, PutError> {
+        let size = map.size();
+        if size <= INLINE_MAX as u64 {
+            return self.put(&mut map.expand(data), size);
+        }
+        let (id, found) = map.digest(self.0, data).map_err(PutError::Read)?;
         if found == size {
             Ok(FileContent::Object { id, size })
         } else {

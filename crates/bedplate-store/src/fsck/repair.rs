@@ -27,6 +27,7 @@ use super::{Finding, FsckError, FsckReport};
 use crate::buffers::BUFFER;
 use crate::erofs;
 use crate::item::Item;
+use crate::large::{self, LargeFile, Way};
 use crate::layer::{self, Layer};
 use crate::object::objects_of;
 use crate::refs::RefsError;
@@ -256,6 +257,7 @@ impl<'store> Repair<'store> {
         let (name, file) = self.new_part()?;
         let mut check = Check::of(&item);
         let mut buffer = vec![0; BUFFER];
+        let mut length = 0_u64;
         loop {
             let count = match content.read(&mut buffer) {
                 Ok(0) => break,
@@ -264,9 +266,9 @@ impl<'store> Repair<'store> {
                 Err(_) => return Ok(false), // the part goes with the directory
             };
             check.update(&buffer[..count]);
-            (&file)
-                .write_all(&buffer[..count])
+            large::append(&file, length, &buffer[..count])
                 .map_err(self.failed("write a replacement"))?;
+            length = length.saturating_add(count as u64);
         }
         drop(file); // nobody may hold it open for writing when it is sealed
         if !check.is(&item) {
@@ -285,21 +287,28 @@ impl<'store> Repair<'store> {
         size: u64,
     ) -> Result<(ObjectId, u64), RepairError> {
         let (name, file) = self.new_part()?;
-        let mut copy = Copying {
-            content,
-            file: &file,
-            failed: None,
+        let failed = || self.failed("write a replacement");
+        let algorithm = self.store.algorithm();
+        let nothing = crate::verity::digest(algorithm, &[]);
+        let Ok(mut out) = LargeFile::new(algorithm, &file, size, Way::Cached) else {
+            return Ok((nothing, 0)); // longer than a file can be here: nobody wants it
         };
-        let mut limited = (&mut copy).take(size.saturating_add(1));
-        let outcome = crate::verity::digest_reader(self.store.algorithm(), &mut limited);
-        if let Some(error) = copy.failed.take() {
-            return Err(self.failed("write a replacement")(error));
+        let mut limited = content.take(size.saturating_add(1));
+        let mut buffer = vec![0; BUFFER];
+        let mut found = 0_u64;
+        loop {
+            match limited.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    out.write(&buffer[..count]).map_err(failed())?;
+                    found = found.saturating_add(count as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A source that fails in the middle has not got it; the part goes with the directory.
+                Err(_) => return Ok((nothing, 0)),
+            }
         }
-        // A source that fails in the middle has an unlikely name, which nobody wants.
-        let (id, found) = outcome.unwrap_or_else(|_| {
-            let nothing = crate::verity::digest(self.store.algorithm(), &[]);
-            (nothing, 0)
-        });
+        let id = out.finish().map_err(failed())?;
         drop(file);
         let item = Item::Object(id);
         if found == size && self.wants(&item) {
@@ -428,26 +437,6 @@ impl Drop for Repair<'_> {
         if let Ok(tmp) = files::open_directory(self.store.root(), "tmp".as_ref()) {
             let _ = files::remove_tree(&tmp, self.name.as_ref());
         }
-    }
-}
-
-/// Reads a source and writes what it gives to a file on the way.
-struct Copying<'a> {
-    content: &'a mut dyn Read,
-    file: &'a std::fs::File,
-    failed: Option<io::Error>,
-}
-
-impl Read for Copying<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.content.read(buffer)?;
-        let mut file = self.file;
-        file.write_all(&buffer[..count]).map_err(|error| {
-            let again = io::Error::from(error.kind());
-            self.failed = Some(error);
-            again
-        })?;
-        Ok(count)
     }
 }
 

@@ -62,13 +62,21 @@ pub enum LayerError {
         /// Why it is none.
         source: NameError,
     },
-    /// A kind of member that no layer should have, sparse files among them.
+    /// A kind of member that no layer should have.
     #[error("{path} in the tar is {what}, which is not supported")]
     Unsupported {
         /// The member.
         path: TreePath,
         /// What it is.
         what: String,
+    },
+    /// What is said about the holes of a file cannot be.
+    #[error("the sparse file {path} in the tar cannot be: {what}")]
+    Sparse {
+        /// The member.
+        path: TreePath,
+        /// What is wrong.
+        what: &'static str,
     },
     /// Something is larger than any honest layer has it.
     #[error("the tar has too much of {what} at byte {offset}; the limit is {limit}")]

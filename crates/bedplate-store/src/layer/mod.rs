@@ -21,6 +21,7 @@ mod parse;
 mod pax;
 mod pipeline;
 mod read;
+mod sparse;
 mod table;
 mod write;
 
@@ -29,6 +30,7 @@ pub use entry::{Entry, EntryKind};
 pub use error::{DecodeLayerError, FlattenError, LayerError, RewriteError, WriteTarError};
 pub use flatten::flatten;
 pub use read::read;
+pub use sparse::{Expanded, SparseMap};
 pub use table::rewrite_tar;
 pub use write::write_tar;
 
@@ -47,6 +49,8 @@ pub struct Layer {
     entries: Vec<Entry>,
     /// The tar without the bodies of its files, zstd-compressed.
     skeleton: Vec<u8>,
+    /// Whether the tar leaves out holes of files.
+    sparse: bool,
 }
 
 impl Layer {

@@ -1,7 +1,7 @@
 //! The one parser of tar streams: ustar, PAX and GNU headers become entries.
 //!
 //! ```text
-//! [x | L | K]* header │ body │ padding     … one member
+//! [x | L | K]* header │ map │ body │ padding  … one member; a map in sparse ones alone
 //! g                                        … defaults for the members after it
 //! two zero blocks, or the end              … anything after that is trailer
 //! ```
@@ -19,6 +19,7 @@ use bedplate_model::{FileContent, Metadata, Rdev, Timestamp, TreePath};
 
 use super::entry::{Entry, EntryKind};
 use super::error::LayerError;
+use super::sparse::{self, Form, MapError, SparseMap};
 use super::{MAX_ENTRIES, acl, pax};
 
 /// Tar's unit.
@@ -40,8 +41,8 @@ pub(super) trait Feed {
     /// Fills the buffer with bytes that are no body; fewer only at the end of the stream.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Self::Error>;
 
-    /// Takes the body of the entry at `index`: `size` bytes, never 0.
-    fn body(&mut self, index: usize, path: &TreePath, size: u64) -> Result<(), Self::Error>;
+    /// Takes the body of the entry at `index`, whose content is never empty.
+    fn body(&mut self, index: usize, path: &TreePath, body: &Body) -> Result<(), Self::Error>;
 
     /// Takes what stands after the end mark.
     fn trailer(&mut self) -> Result<(), Self::Error>;
@@ -50,9 +51,28 @@ pub(super) trait Feed {
     fn offset(&self) -> u64;
 }
 
-/// Reads all entries. Contents of files are empty in them: the feed knows the bodies.
-pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Vec<Entry>, F::Error> {
+/// The body of a member.
+pub(super) struct Body {
+    /// How long the file is.
+    pub(super) size: u64,
+    /// How many bytes of it the stream has.
+    pub(super) stream: u64,
+    /// Where these lie, unless they are all.
+    pub(super) map: Option<SparseMap>,
+}
+
+/// What a stream says.
+pub(super) struct Parsed {
+    /// All members. Contents of files are empty in them: the feed knows the bodies.
+    pub(super) entries: Vec<Entry>,
+    /// Whether a member leaves out holes.
+    pub(super) sparse: bool,
+}
+
+/// Reads a stream to its end.
+pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Parsed, F::Error> {
     let mut entries = Vec::new();
+    let mut sparse = false;
     let mut globals = Records::new();
     while let Some(member) = next_member(feed, &mut globals)? {
         if entries.len() >= MAX_ENTRIES {
@@ -63,28 +83,66 @@ pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Vec<Entry>, F::Error> {
             }
             .into());
         }
-        let (entry, size) = member.resolve(&globals, F::STORED)?;
-        if size > 0 {
-            feed.body(entries.len(), &entry.path, size)?;
-            let padding = (BLOCK - (size % BLOCK as u64) as usize) % BLOCK;
+        let (entry, stream, form) = member.resolve(&globals, F::STORED)?;
+        let body = match form {
+            None => Body {
+                size: stream,
+                stream,
+                map: None,
+            },
+            Some(form) => {
+                sparse = true;
+                sparse_body(feed, &member, &entry.path, form, stream)?
+            }
+        };
+        if body.size > 0 {
+            feed.body(entries.len(), &entry.path, &body)?;
+            let padding = (BLOCK - (body.stream % BLOCK as u64) as usize) % BLOCK;
             // Some writers leave out the padding of the last member.
             feed.fill(&mut [0; BLOCK][..padding])?;
         }
         entries.push(entry);
     }
     feed.trailer()?;
-    Ok(entries)
+    Ok(Parsed { entries, sparse })
 }
 
-type Records = BTreeMap<Box<[u8]>, Box<[u8]>>;
+fn sparse_body<F: Feed>(
+    feed: &mut F,
+    member: &Member,
+    path: &TreePath,
+    form: Form,
+    size: u64,
+) -> Result<Body, F::Error> {
+    let map = form.read(feed, member, size).map_err(|error| match error {
+        MapError::Problem(what) => F::Error::from(LayerError::Sparse {
+            path: path.clone(),
+            what,
+        }),
+        MapError::Feed(error) => error,
+    })?;
+    Ok(Body {
+        size: map.size(),
+        stream: map
+            .segments()
+            .iter()
+            .map(|segment| segment.end - segment.start)
+            .sum(),
+        map: Some(map),
+    })
+}
+
+pub(super) type Records = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// A header and the extensions before it.
-struct Member {
-    header: [u8; BLOCK],
+pub(super) struct Member {
+    pub(super) header: [u8; BLOCK],
     offset: u64,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
-    pax: Option<Records>,
+    pub(super) pax: Option<Records>,
+    /// The records as they came, for those whose order counts.
+    pub(super) pax_data: Vec<u8>,
 }
 
 fn next_member<F: Feed>(feed: &mut F, globals: &mut Records) -> Result<Option<Member>, F::Error> {
@@ -94,6 +152,7 @@ fn next_member<F: Feed>(feed: &mut F, globals: &mut Records) -> Result<Option<Me
         long_name: None,
         long_link: None,
         pax: None,
+        pax_data: Vec::new(),
     };
     let mut budget = MAX_EXTENSION;
     loop {
@@ -134,7 +193,11 @@ fn next_member<F: Feed>(feed: &mut F, globals: &mut Records) -> Result<Option<Me
         }
         let data = extension(feed, &member.header, offset, &mut budget)?;
         let duplicate = match kind {
-            b'x' => member.pax.replace(parse_records(&data, offset)?).is_some(),
+            b'x' => {
+                let records = parse_records(&data, offset)?;
+                member.pax_data = data;
+                member.pax.replace(records).is_some()
+            }
             b'L' => member
                 .long_name
                 .replace(until_nul(&data).to_vec())
@@ -192,7 +255,7 @@ fn parse_records(data: &[u8], offset: u64) -> Result<Records, LayerError> {
 /// Adds defaults for the members that follow; the last value of a key counts.
 fn add_globals(globals: &mut Records, data: &[u8], offset: u64) -> Result<(), LayerError> {
     for (key, value) in parse_records(data, offset)? {
-        if matches!(&*key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.") {
+        if matches!(&*key, b"path" | b"linkpath" | b"size") || key.starts_with(sparse::PREFIX) {
             return Err(LayerError::Ambiguous {
                 offset,
                 what: "a global PAX header that gives every member one path, target or size",
@@ -216,8 +279,12 @@ fn add_globals(globals: &mut Records, data: &[u8], offset: u64) -> Result<(), La
 
 impl Member {
     /// Applies header, GNU and PAX extensions in the order of their rank; returns the entry and the
-    /// length of its body.
-    fn resolve(self, globals: &Records, stored: bool) -> Result<(Entry, u64), LayerError> {
+    /// length of its body, and how it says that it is sparse, where it is.
+    fn resolve(
+        &self,
+        globals: &Records,
+        stored: bool,
+    ) -> Result<(Entry, u64, Option<Form>), LayerError> {
         let offset = self.offset;
         let number = |field| LayerError::Number { offset, field };
         let empty = Records::new();
@@ -231,19 +298,24 @@ impl Member {
                 .filter(|value| !value.is_empty()),
         };
 
-        let raw_path = match (value(b"path"), &self.long_name) {
-            (Some(path), _) => path.to_vec(),
-            (None, Some(name)) => name.clone(),
-            (None, None) => header_path(&self.header),
+        let sparse_name = local.get(sparse::NAME);
+        let raw_path = match (sparse_name, value(b"path"), &self.long_name) {
+            (Some(path), _, _) => path.to_vec(),
+            (None, Some(path), _) => path.to_vec(),
+            (None, None, Some(name)) => name.clone(),
+            (None, None, None) => header_path(&self.header),
         };
         let path = parse_path(&raw_path, offset, "path")?;
-        let mut target = match (value(b"linkpath"), self.long_link) {
+        let mut target = match (value(b"linkpath"), &self.long_link) {
             (Some(target), _) => target.to_vec(),
-            (None, Some(target)) => target,
+            (None, Some(target)) => target.clone(),
             (None, None) => until_nul(&self.header[157..257]).to_vec(),
         };
 
-        let sparse = local.keys().any(|key| key.starts_with(b"GNU.sparse."));
+        let form = Form::of(self, local).map_err(|what| LayerError::Sparse {
+            path: path.clone(),
+            what,
+        })?;
         let size = match value(b"size") {
             Some(text) => pax::decimal(text).ok_or(number("size"))?,
             None => header_size(&self.header, offset)?,
@@ -321,11 +393,9 @@ impl Member {
             what: what.to_owned(),
         };
         let kind = match self.header[156] {
-            b'S' => return Err(unsupported("a sparse file")),
-            _ if sparse => return Err(unsupported("a sparse file")),
             // Before there was a type for directories, a slash said it.
-            0 if raw_path.ends_with(b"/") => EntryKind::Directory,
-            0 | b'0' | b'7' => EntryKind::File(FileContent::Inline(Box::default())),
+            0 if raw_path.ends_with(b"/") && form.is_none() => EntryKind::Directory,
+            0 | b'0' | b'7' | b'S' => EntryKind::File(FileContent::Inline(Box::default())),
             b'1' => EntryKind::HardLink(parse_path(&target, offset, "link target")?),
             b'2' => {
                 if target.is_empty() || target.len() > SYMLINK_MAX || target.contains(&0) {
@@ -357,6 +427,7 @@ impl Member {
                 kind,
             },
             size,
+            form,
         ))
     }
 }

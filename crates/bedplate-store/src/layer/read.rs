@@ -9,7 +9,7 @@ use bedplate_model::{FileContent, TreePath};
 use super::contents::Contents;
 use super::entry::EntryKind;
 use super::error::LayerError;
-use super::parse::{Feed, parse};
+use super::parse::{Body, Feed, parse};
 use super::pipeline::{self, Job, Stored};
 use super::{Layer, MAX_SKELETON};
 
@@ -24,7 +24,7 @@ const READ_BUFFER: usize = 256 << 10;
 ///
 /// The bodies of files go to `contents`, from several threads.
 pub fn read(tar: &mut dyn Read, contents: &dyn Contents) -> Result<Layer, LayerError> {
-    let ((mut entries, mut feed), stored) = pipeline::run(contents, |queue| {
+    let ((mut parsed, mut feed), stored) = pipeline::run(contents, |queue| {
         let mut feed = TarFeed {
             tar: BufReader::with_capacity(READ_BUFFER, tar),
             contents,
@@ -35,19 +35,20 @@ pub fn read(tar: &mut dyn Read, contents: &dyn Contents) -> Result<Layer, LayerE
             skeleton_size: 0,
             offset: 0,
         };
-        let entries = parse(&mut feed)?;
+        let parsed = parse(&mut feed)?;
         let finished = feed.skeleton.finish().map_err(|source| LayerError::Read {
             offset: feed.offset,
             source,
         })?;
-        Ok((entries, (finished, feed.stored)))
+        Ok((parsed, (finished, feed.stored)))
     })?;
     for (index, content) in feed.1.drain(..).chain(stored) {
-        entries[index].kind = EntryKind::File(content);
+        parsed.entries[index].kind = EntryKind::File(content);
     }
     Ok(Layer {
-        entries,
+        entries: parsed.entries,
         skeleton: feed.0,
+        sparse: parsed.sparse,
     })
 }
 
@@ -112,12 +113,15 @@ impl Feed for TarFeed<'_> {
         Ok(count)
     }
 
-    fn body(&mut self, index: usize, path: &TreePath, size: u64) -> Result<(), LayerError> {
-        if size > BUFFERED_MAX {
-            let mut body = (&mut self.tar).take(size);
-            let result = self.contents.put(&mut body, size);
-            let left = body.limit();
-            self.offset = self.offset.saturating_add(size - left);
+    fn body(&mut self, index: usize, path: &TreePath, body: &Body) -> Result<(), LayerError> {
+        if body.size > BUFFERED_MAX {
+            let mut data = (&mut self.tar).take(body.stream);
+            let result = match &body.map {
+                None => self.contents.put(&mut data, body.size),
+                Some(map) => self.contents.put_sparse(&mut data, map),
+            };
+            let left = data.limit();
+            self.offset = self.offset.saturating_add(body.stream - left);
             let content = match result {
                 Ok(content) => content,
                 Err(_) if left > 0 && self.tar.buffer().is_empty() && at_end(&mut self.tar) => {
@@ -140,11 +144,19 @@ impl Feed for TarFeed<'_> {
             self.stored.push((index, content));
             return Ok(());
         }
-        let mut bytes = vec![0; size as usize];
-        if self.take(&mut bytes)? < bytes.len() {
-            return Err(LayerError::Truncated {
-                offset: self.offset,
-            });
+        let mut bytes = vec![0; body.size as usize];
+        let whole = 0..body.size;
+        let segments = match &body.map {
+            None => std::slice::from_ref(&whole),
+            Some(map) => map.segments(),
+        };
+        for segment in segments {
+            let segment = &mut bytes[segment.start as usize..segment.end as usize];
+            if self.take(segment)? < segment.len() {
+                return Err(LayerError::Truncated {
+                    offset: self.offset,
+                });
+            }
         }
         if bytes.len() <= INLINE_MAX {
             self.stored.push((index, FileContent::Inline(bytes.into())));

@@ -10,6 +10,7 @@
 //! skeleton. `docs/format/layer.md` is normative.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 use bedplate_model::tree::INLINE_MAX;
 use bedplate_model::{Algorithm, FileContent, ObjectId, Sha256, TreePath};
@@ -17,14 +18,17 @@ use sha2::Digest as _;
 
 use super::entry::EntryKind;
 use super::error::{DecodeLayerError, LayerError, RewriteError};
-use super::parse::{Feed, parse};
+use super::parse::{Body, Feed, parse};
 use super::pipeline::Stored;
+use super::sparse::SparseMap;
 use super::{Layer, MAX_SKELETON};
 
 const MAGIC: &[u8; 8] = b"BPLAYER1";
 const HEADER: usize = 32;
 /// The required features that this version understands.
-const KNOWN_FEATURES: u32 = 0;
+const KNOWN_FEATURES: u32 = SPARSE;
+/// The required feature: the tar leaves out holes of files, which their contents have.
+const SPARSE: u32 = 1;
 /// The optional feature: the skeleton ends with a seal.
 const SEALED: u32 = 1;
 /// A frame that zstd skips (RFC 8878, section 3.1.2), holding a `diff_id` and a check.
@@ -58,7 +62,8 @@ impl Layer {
         let skeleton_size = self.skeleton.len() + SEAL;
         let mut table = Vec::with_capacity(HEADER + skeleton_size + contents.len());
         table.extend_from_slice(MAGIC);
-        table.extend_from_slice(&KNOWN_FEATURES.to_le_bytes());
+        let required = if self.sparse { SPARSE } else { 0 };
+        table.extend_from_slice(&required.to_le_bytes());
         table.extend_from_slice(&SEALED.to_le_bytes());
         table.extend_from_slice(&(skeleton_size as u64).to_le_bytes());
         table.extend_from_slice(&(contents.len() as u64).to_le_bytes());
@@ -106,16 +111,22 @@ impl Layer {
             found: Vec::new(),
             offset: 0,
         };
-        let mut entries = parse(&mut feed)?;
+        let mut parsed = parse(&mut feed)?;
+        if parsed.sparse && features & SPARSE == 0 {
+            return Err(DecodeLayerError::Damaged(
+                "it has sparse files and does not say so",
+            ));
+        }
         if !feed.contents.is_empty() {
             return Err(DecodeLayerError::Damaged("it has contents of no member"));
         }
         for (index, content) in feed.found {
-            entries[index].kind = EntryKind::File(content);
+            parsed.entries[index].kind = EntryKind::File(content);
         }
         Ok(Self {
-            entries,
+            entries: parsed.entries,
             skeleton: skeleton.to_vec(),
+            sparse: parsed.sparse,
         })
     }
 }
@@ -247,11 +258,13 @@ impl Feed for TableFeed<'_> {
         Ok(fill(&mut self.skeleton, buffer, &mut self.offset)?)
     }
 
-    fn body(&mut self, index: usize, _: &TreePath, size: u64) -> Result<(), DecodeLayerError> {
-        let content = self.next_content(size).ok_or(DecodeLayerError::Damaged(
-            "a content does not fit its member",
-        ))?;
-        self.offset = self.offset.saturating_add(size);
+    fn body(&mut self, index: usize, _: &TreePath, body: &Body) -> Result<(), DecodeLayerError> {
+        let content = self
+            .next_content(body.size)
+            .ok_or(DecodeLayerError::Damaged(
+                "a content does not fit its member",
+            ))?;
+        self.offset = self.offset.saturating_add(body.stream);
         self.found.push((index, content));
         Ok(())
     }
@@ -294,7 +307,7 @@ impl Feed for RewriteFeed<'_, '_> {
         Ok(count)
     }
 
-    fn body(&mut self, index: usize, path: &TreePath, size: u64) -> Result<(), RewriteError> {
+    fn body(&mut self, index: usize, path: &TreePath, body: &Body) -> Result<(), RewriteError> {
         let Some(EntryKind::File(content)) = self.layer.entries.get(index).map(|entry| &entry.kind)
         else {
             return Err(LayerError::Truncated {
@@ -302,22 +315,28 @@ impl Feed for RewriteFeed<'_, '_> {
             }
             .into());
         };
-        let found =
-            copy_body(content, size, self.contents, self.out).map_err(|error| match error {
-                CopyError::Read(source) => RewriteError::Content {
-                    path: path.clone(),
-                    source,
-                },
-                CopyError::Write(source) => RewriteError::Write(source),
-            })?;
-        if found != size {
+        let found = copy_body(
+            content,
+            body.size,
+            body.map.as_ref(),
+            self.contents,
+            self.out,
+        )
+        .map_err(|error| match error {
+            CopyError::Read(source) => RewriteError::Content {
+                path: path.clone(),
+                source,
+            },
+            CopyError::Write(source) => RewriteError::Write(source),
+        })?;
+        if found != body.size {
             return Err(RewriteError::WrongSize {
                 path: path.clone(),
-                wanted: size,
+                wanted: body.size,
                 found,
             });
         }
-        self.offset = self.offset.saturating_add(size);
+        self.offset = self.offset.saturating_add(body.stream);
         Ok(())
     }
 
@@ -338,16 +357,19 @@ pub(super) enum CopyError {
     Write(io::Error),
 }
 
-/// Copies a content that should have `size` bytes; returns how many it has, or one more than `size`.
+/// Copies a content that should have `size` bytes, or the segments of it that a map names; returns how
+/// many it has, or one more than `size`.
 pub(super) fn copy_body<'a>(
     content: &FileContent,
     size: u64,
+    map: Option<&SparseMap>,
     contents: &dyn Fn(&FileContent) -> io::Result<Box<dyn Read + 'a>>,
     out: &mut dyn Write,
 ) -> Result<u64, CopyError> {
+    let mut segments = Segments::of(map);
     if let FileContent::Inline(bytes) = content {
         if bytes.len() as u64 == size {
-            out.write_all(bytes).map_err(CopyError::Write)?;
+            segments.write(0, bytes, out).map_err(CopyError::Write)?;
         }
         return Ok(bytes.len() as u64);
     }
@@ -362,10 +384,46 @@ pub(super) fn copy_body<'a>(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(CopyError::Read(error)),
         };
+        let position = found;
         found = found.saturating_add(count as u64);
         if found > size {
             return Ok(found);
         }
-        out.write_all(&buffer[..count]).map_err(CopyError::Write)?;
+        segments
+            .write(position, &buffer[..count], out)
+            .map_err(CopyError::Write)?;
+    }
+}
+
+/// The parts of a content that a tar has.
+struct Segments<'a> {
+    /// Those that are not written yet; `None` where all of it is.
+    left: Option<&'a [Range<u64>]>,
+}
+
+impl<'a> Segments<'a> {
+    fn of(map: Option<&'a SparseMap>) -> Self {
+        Self {
+            left: map.map(SparseMap::segments),
+        }
+    }
+
+    /// Writes what a tar has of the bytes at this position; the positions only grow.
+    fn write(&mut self, position: u64, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
+        let Some(left) = &mut self.left else {
+            return out.write_all(bytes);
+        };
+        let end = position.saturating_add(bytes.len() as u64);
+        while let Some((segment, rest)) = left.split_first() {
+            let (from, to) = (segment.start.max(position), segment.end.min(end));
+            if from < to {
+                out.write_all(&bytes[(from - position) as usize..(to - position) as usize])?;
+            }
+            if segment.end > end {
+                break;
+            }
+            *left = rest;
+        }
+        Ok(())
     }
 }

@@ -114,7 +114,7 @@ fn write_body<'a>(
     out: &mut dyn Write,
 ) -> Result<(), WriteTarError> {
     let wanted = content.size();
-    let found = copy_body(content, wanted, contents, out).map_err(|error| match error {
+    let found = copy_body(content, wanted, None, contents, out).map_err(|error| match error {
         CopyError::Read(source) => WriteTarError::Content {
             path: path.clone(),
             source,

@@ -66,6 +66,20 @@ fn what_tools_disagree_about_is_refused() {
             vec![pax(&[("SCHILY.xattr.user.x", &vec![b'x'; 1 << 20])]), a()],
         ),
         (
+            "giant map",
+            vec![pax(&[("GNU.sparse.map", &b"1,0,".repeat(1 << 18))]), a()],
+        ),
+        (
+            "many globals",
+            (0..300)
+                .map(|number| {
+                    let key = format!("SCHILY.xattr.user.{number}");
+                    member(b'g', b"g", b"", &record(&key, &[b'x'; 4096]))
+                })
+                .chain([a()])
+                .collect(),
+        ),
+        (
             "long name without end",
             (0..3).map(|_| member(b'L', b"l", b"", b"x")).collect(),
         ),
@@ -400,13 +414,73 @@ fn an_endless_stream_ends_in_an_error() {
     assert!(!matches!(error, LayerError::Read { .. }), "{error}");
 }
 
+/// A tar of so many empty files in one directory, made as it is read.
+struct Many {
+    left: usize,
+    header: Vec<u8>,
+    position: usize,
+}
+
+impl Read for Many {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.position == self.header.len() {
+            let Some(left) = self.left.checked_sub(1) else {
+                return Ok(0);
+            };
+            self.left = left;
+            self.header = file(&format!("d/{left}"), "");
+            self.position = 0;
+        }
+        let rest = &self.header[self.position..];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.position += count;
+        Ok(count)
+    }
+}
+
 #[test]
-fn a_directory_of_very_many_entries_is_taken() {
-    let count = 100_000;
-    let members: Vec<Vec<u8>> = (0..count)
-        .map(|number| file(&format!("d/{number}"), ""))
-        .collect();
-    let tree = flat(&[members]).unwrap();
+fn a_directory_of_a_million_entries_is_taken_through_a_tar_and_an_image() {
+    let count = 1_000_000;
+    let mut tar = Many {
+        left: count,
+        header: Vec::new(),
+        position: 0,
+    };
+    let layer = layer::read(&mut tar, &Memory::default()).unwrap();
+    let table = layer.encode(&DIFF_ID);
+    let tree = flatten(&[layer], RuleSet::Exact1).unwrap();
     let directory = tree.lookup(&path("d")).unwrap();
     assert_eq!(tree.entries(directory).unwrap().len(), count);
+    let stored = Layer::decode(&table, &DIFF_ID).unwrap();
+    assert_eq!(stored.entries().len(), count);
+    drop(stored);
+    let options = erofs::Options {
+        version: ErofsVersion::V1,
+        hard_links: erofs::HardLinks::Keep,
+    };
+    let mut image = Vec::new();
+    erofs::write(&tree, &options, &mut image).unwrap();
+    assert!(erofs::read(&image).unwrap() == tree);
+}
+
+#[test]
+fn zeros_without_end_are_no_content_either() {
+    // A size that no disk has, and a stream that would go on for ever: what stops it is the store.
+    struct Small;
+    impl Contents for Small {
+        fn put(&self, content: &mut dyn Read, size: u64) -> Result<FileContent, PutError> {
+            let found = io::copy(&mut content.take(1 << 24), &mut io::sink()).unwrap();
+            assert!(found < size);
+            Err(PutError::Read(io::ErrorKind::StorageFull.into()))
+        }
+        fn put_bytes(&self, _: &[u8]) -> Result<FileContent, PutError> {
+            unreachable!("there is one large file")
+        }
+    }
+    let mut header = member(b'0', b"a", b"", b"");
+    header[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+    sum(&mut header);
+    let error = layer::read(&mut header.chain(io::repeat(0)), &Small).unwrap_err();
+    assert!(matches!(error, LayerError::Store { .. }), "{error}");
 }

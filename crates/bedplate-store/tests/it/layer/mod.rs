@@ -3,6 +3,7 @@
 mod flatten;
 mod hostile;
 mod round_trip;
+pub(crate) mod sparse;
 mod tools;
 
 use std::collections::HashMap;
@@ -11,14 +12,14 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use bedplate_model::{
-    Algorithm, Content, FileContent, Metadata, Name, Node, NodeId, ObjectId, Rdev, RuleSet, Sha256,
-    Timestamp, Tree, TreePath,
+    Algorithm, Content, ErofsVersion, FileContent, Metadata, Name, Node, NodeId, ObjectId, Rdev,
+    RuleSet, Sha256, Timestamp, Tree, TreePath,
 };
-use bedplate_store::PutError;
 use bedplate_store::layer::{
     self, Contents, DecodeLayerError, FlattenError, Layer, LayerError, WriteTarError, flatten,
     rewrite_tar, write_tar,
 };
+use bedplate_store::{PutError, erofs};
 use proptest::prelude::*;
 
 /// Whose the tables are.
@@ -91,7 +92,7 @@ fn name(bytes: &[u8]) -> Name {
 }
 
 /// Makes one member: a header, its body, its padding.
-fn member(kind: u8, name: &[u8], target: &[u8], body: &[u8]) -> Vec<u8> {
+pub(crate) fn member(kind: u8, name: &[u8], target: &[u8], body: &[u8]) -> Vec<u8> {
     let mut tar = vec![0; 512];
     tar[..name.len()].copy_from_slice(name);
     tar[100..107].copy_from_slice(b"0000755");
@@ -106,13 +107,13 @@ fn member(kind: u8, name: &[u8], target: &[u8], body: &[u8]) -> Vec<u8> {
     tar
 }
 
-fn sum(header: &mut [u8]) {
+pub(crate) fn sum(header: &mut [u8]) {
     header[148..156].fill(b' ');
     let sum: u32 = header[..512].iter().map(|byte| u32::from(*byte)).sum();
     header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
 }
 
-fn tar(members: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn tar(members: &[Vec<u8>]) -> Vec<u8> {
     [members.concat(), vec![0; 1024]].concat()
 }
 
@@ -120,7 +121,7 @@ fn dir(name: &str) -> Vec<u8> {
     member(b'5', name.as_bytes(), b"", b"")
 }
 
-fn file(name: &str, body: &str) -> Vec<u8> {
+pub(crate) fn file(name: &str, body: &str) -> Vec<u8> {
     member(b'0', name.as_bytes(), b"", body.as_bytes())
 }
 

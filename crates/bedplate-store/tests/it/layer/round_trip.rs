@@ -40,10 +40,10 @@ fn a_table_that_lies_is_refused() {
         Err(DecodeLayerError::Magic)
     ));
     let mut newer = table.clone();
-    newer[8] = 1;
+    newer[8] = 2;
     assert!(matches!(
         Layer::decode(&newer, &DIFF_ID),
-        Err(DecodeLayerError::Features(1))
+        Err(DecodeLayerError::Features(2))
     ));
     for length in 0..table.len() {
         assert!(
