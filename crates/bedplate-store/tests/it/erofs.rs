@@ -303,3 +303,53 @@ fn a_tree_that_is_deep_and_then_wide_is_read_in_little_memory() {
     let read = erofs::read(&bytes).unwrap();
     assert_eq!(read.node_count(), tree.node_count());
 }
+
+/// Every place that could be an offset, and every inode that it could lead to: loops are among them.
+#[test]
+fn an_image_whose_numbers_lead_anywhere_is_a_tree_or_an_error() {
+    let directory = || Node::new(Metadata::root_owned(0o755), Content::empty_directory());
+    let mut tree = Tree::new(Metadata::root_owned(0o755));
+    let mut deepest = Tree::ROOT;
+    for name in ["a", "b", "c"] {
+        deepest = tree
+            .insert(deepest, Name::try_from(name).unwrap(), directory())
+            .unwrap();
+    }
+    let content = Content::File(FileContent::Inline(b"text"[..].into()));
+    let mut node = Node::new(Metadata::root_owned(0o644), content);
+    let xattrs = &mut node.metadata.xattrs;
+    xattrs.insert(b"user.x"[..].into(), b"y"[..].into());
+    tree.insert(deepest, Name::try_from("file").unwrap(), node)
+        .unwrap();
+    let (good, _) = image(&tree, ErofsVersion::V1, HardLinks::Keep);
+    let used = 4096.min(good.len());
+    let wild = [
+        u64::MAX,
+        u64::MAX - 4095,
+        1 << 63,
+        u64::from(u32::MAX),
+        0x7fff_ffff,
+        0xffff,
+    ];
+    let mut loops = 0;
+    for position in (0..used - 8).step_by(2) {
+        // Most of an image this small is zeros, which lead nowhere.
+        if good[position..position + 8] == [0; 8] {
+            continue;
+        }
+        let near = (0..(good.len() / 32) as u64).filter(|_| position % 4 == 0);
+        for number in wild.into_iter().chain(near) {
+            for width in [2, 4, 8] {
+                let mut bytes = good.clone();
+                bytes[position..position + width].copy_from_slice(&number.to_le_bytes()[..width]);
+                match erofs::read(&bytes) {
+                    Ok(read) => assert!(read.node_count() <= 1000, "at {position}"),
+                    Err(error) => {
+                        loops += usize::from(error.to_string().contains("two names"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(loops > 0, "no directory was made to hold itself");
+}

@@ -2,7 +2,9 @@
 
 mod erofs;
 mod erofs_kernel;
+mod ingest;
 mod layer;
+mod packages;
 mod refs;
 mod repair;
 mod stat_cache;
