@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::trial::Trial;
-use crate::{fuzz, trees, vm, wants_help};
+use crate::{concurrency, fuzz, trees, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask campaign NAME [MINUTES]
@@ -16,6 +16,7 @@ Usage: cargo xtask campaign NAME [MINUTES]
   faults death and errors at every system call of every operation on a store
   trees  whole systems of three releases of Debian, against the kernel, composefs, erofs-utils, fsverity,
          GNU tar and dpkg-query
+  concurrency  everything at once on one store, and then a check of all of it [default: 5]
 
 Each goes on for MINUTES [default: 60] and ends at the first failure; trees runs once.
 ";
@@ -36,6 +37,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     }
     let (name, minutes) = match arguments {
         ["trees"] => return trees::campaign(),
+        [name @ "concurrency"] => (*name, 5),
         [name] => (*name, 60),
         [name, minutes] => {
             let number = minutes
@@ -48,6 +50,10 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
             return Ok(());
         }
     };
+    if name == "concurrency" {
+        // One round: what it finds, it finds because nothing stands still.
+        return concurrency::all(minutes * 60);
+    }
     let round: fn(u64) -> Result<()> = match name {
         "fuzz" => |number| fuzz::sample_all(number, FUZZ_TURN),
         "crash" => |number| Trial::Crash.all(number, CUTS),

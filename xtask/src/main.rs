@@ -8,6 +8,7 @@
 //!       ├─ test ────┘
 //!       ├─ check
 //!       ├─ crash, faults ─ trial ─ testkit::trial      the real program, and what goes wrong at any write
+//!       ├─ concurrency ───────────┘                    … and everything at once
 //!       ├─ fuzz
 //!       ├─ campaign ─ trees ─ images                    minimal trees of three releases, in target/trees
 //!       └─ bench ─── images                                a pair of 1 GB trees, cached in target/bench
@@ -25,6 +26,7 @@ mod apt_sources;
 mod bench;
 mod campaign;
 mod check;
+mod concurrency;
 mod demo;
 mod fuzz;
 mod images;
@@ -54,9 +56,10 @@ Usage: cargo xtask VERB [ARGUMENTS]
   fuzz [PARSER…]     damaged input for every parser that strangers feed, for a bounded time
   crash [OPERATION…] power cuts at any write of an operation on a store, on a real file system
   faults [OPERATION…] death and errors at any system call of it, and a full disk
+  concurrency        everything at once on one store, in processes and threads
   vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
   vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
-  campaign NAME      long runs: fuzz, vm, crash, faults, trees
+  campaign NAME      long runs: fuzz, vm, crash, faults, concurrency, trees
   images             make the two Debian trees of the demo, and say where they are
 
 Every verb takes --help. Missing Debian packages are installed when this runs as root, and named otherwise.
@@ -88,6 +91,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         "check" => check::run(rest),
         "bench" => bench::run(rest),
         "campaign" => campaign::run(rest),
+        "concurrency" => concurrency::run(rest),
         "crash" => trial::run(trial::Trial::Crash, rest),
         "faults" => trial::run(trial::Trial::Faults, rest),
         "fuzz" => fuzz::run(rest),

@@ -36,6 +36,7 @@ pub(crate) const PEERS: &[&str] = &[
     "e2fsprogs",
     "cpio",
     "python3",
+    "libarchive-tools",
     "binutils",
 ];
 

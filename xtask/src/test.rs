@@ -7,13 +7,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::check::stage;
 use crate::trial::Trial;
-use crate::{bench, fuzz, packages, programs, run, story, vm, wants_help};
+use crate::{bench, concurrency, fuzz, packages, programs, run, story, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask test [--no-vm]
 
 Unit, integration and documentation tests of the whole workspace, damaged input for every parser, power
-cuts, failing system calls, the benchmark on a small tree, and the virtual machine smoke test. --no-vm leaves out the last.
+cuts, failing system calls, everything at once, the benchmark on a small tree, and the virtual machine smoke test. --no-vm leaves out the last.
 ";
 
 /// How long each parser gets damaged input: enough to see what breaks at once.
@@ -24,6 +24,9 @@ const CUTS: u64 = 14;
 
 /// At how many system calls of an operation each fault is tried.
 const CALLS: u64 = 4;
+
+/// For how long everything is done at once.
+const TOGETHER_SECONDS: u64 = 20;
 
 /// Which tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +74,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     part("power cuts", || Trial::Crash.all(1, CUTS))?;
     passed += 1;
     part("faults", || Trial::Faults.all(1, CALLS))?;
+    passed += 1;
+    part("everything at once", || concurrency::all(TOGETHER_SECONDS))?;
     passed += 1;
     part("figures on a small tree", || {
         bench::measure(bench::Extent::Small)

@@ -61,7 +61,7 @@ pub(crate) fn run(trial: Trial, arguments: &[&str]) -> Result<()> {
     let task = Task::parse(arguments)?;
     match task.bedplate {
         Some(bedplate) if task.inside => trial.work(&task, bedplate),
-        Some(bedplate) => trial.enter(arguments, bedplate),
+        Some(bedplate) => enter(trial.verb(), arguments, bedplate),
         None => trial.build_and_enter(arguments),
     }
 }
@@ -85,26 +85,7 @@ impl Trial {
             println!("  left out: this is not root, and disks have to be mounted");
             return Ok(());
         }
-        self.enter(arguments, &programs::build()?)
-    }
-
-    /// Runs this program again, with mounts and processes of its own.
-    fn enter(self, arguments: &[&str], bedplate: &Path) -> Result<()> {
-        packages::require(&[packages::TRIALS])?;
-        let status = Command::new("unshare")
-            .args(["--mount", "--pid", "--fork"])
-            .args(["--mount-proc", "--kill-child=KILL"])
-            .arg(std::env::current_exe().context("finding this program")?)
-            .args([self.verb(), "--inside"])
-            .args(arguments)
-            .arg("--bedplate")
-            .arg(std::path::absolute(bedplate).context("finding the program")?)
-            .status()
-            .context("starting unshare")?;
-        if !status.success() {
-            bail!("{}: {status}", self.verb());
-        }
-        Ok(())
+        enter(self.verb(), arguments, &programs::build()?)
     }
 
     fn work(self, task: &Task<'_>, bedplate: &Path) -> Result<()> {
@@ -150,6 +131,25 @@ impl Trial {
         );
         Ok(())
     }
+}
+
+/// Runs this program again, with mounts and processes of its own.
+pub(crate) fn enter(verb: &str, arguments: &[&str], bedplate: &Path) -> Result<()> {
+    packages::require(&[packages::TRIALS])?;
+    let status = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork"])
+        .args(["--mount-proc", "--kill-child=KILL"])
+        .arg(std::env::current_exe().context("finding this program")?)
+        .args([verb, "--inside"])
+        .args(arguments)
+        .arg("--bedplate")
+        .arg(std::path::absolute(bedplate).context("finding the program")?)
+        .status()
+        .context("starting unshare")?;
+    if !status.success() {
+        bail!("{verb}: {status}");
+    }
+    Ok(())
 }
 
 impl<'a> Task<'a> {

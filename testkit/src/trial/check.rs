@@ -119,7 +119,7 @@ pub(crate) fn refs(program: &Program, root: &Path) -> Result<Refs> {
 }
 
 /// Checks every image out, and compares what lies there with its root digest.
-fn read_back(program: &Program, root: &Path, refs: &Refs, place: &Path) -> Result<()> {
+pub(crate) fn read_back(program: &Program, root: &Path, refs: &Refs, place: &Path) -> Result<()> {
     let one_name_each: BTreeMap<&String, &String> =
         refs.iter().map(|(name, digest)| (digest, name)).collect();
     for (digest, name) in one_name_each {

@@ -5,6 +5,7 @@
 //! program      the program, and the registry it pulls from
 //! mount        the file systems it works on
 //! check        fsck finds nothing · refs are old or new · images read back · again it succeeds · gc, fsck
+//! together     all of it at once, for as long as one likes
 //! ```
 //!
 //! [`crate::powercut`] and [`crate::faults`] say what goes wrong.
@@ -13,6 +14,7 @@ pub(crate) mod check;
 pub(crate) mod mount;
 pub(crate) mod operations;
 pub(crate) mod program;
+mod together;
 
 use std::path::Path;
 
@@ -23,6 +25,7 @@ use mount::Mounted;
 use program::{Program, Registry};
 
 pub use operations::{OPERATIONS, Operation};
+pub use together::{MOUNT, Round, Rounds, together};
 
 /// A place to try operations in: the trees, a registry, and room for disks; all of it in memory.
 #[derive(Debug)]
