@@ -39,8 +39,8 @@ pub(super) enum Body<'a> {
     Bytes(&'a [u8]),
     /// A file whose bytes lie in an object.
     Elsewhere { id: &'a ObjectId, size: u64 },
-    /// A device, with its encoded number, or nothing at all.
-    Device(u32),
+    /// A device, or nothing at all.
+    Device(Rdev),
 }
 
 /// All inodes of an image, the root first.
@@ -168,9 +168,9 @@ impl<'a> Inode<'a> {
                 Body::Bytes(&[])
             }
             Content::CharacterDevice(device) | Content::BlockDevice(device) => {
-                Body::Device(encode(*device))
+                Body::Device(*device)
             }
-            Content::Fifo | Content::Socket | Content::Directory(_) => Body::Device(0),
+            Content::Fifo | Content::Socket | Content::Directory(_) => Body::Device(NONE),
         };
         let mut inode = Self::new(st_mode, &node.metadata, xattrs, body);
         inode.links = links;
@@ -199,7 +199,7 @@ impl<'a> Inode<'a> {
         let root = &tree.node(Tree::ROOT).metadata;
         let mut xattrs = overlay::escape(&root.xattrs);
         xattrs.retain(|name, _| **name == *b"security.selinux");
-        Self::new(0o020_644, root, xattrs, Body::Device(0))
+        Self::new(0o020_644, root, xattrs, Body::Device(NONE))
     }
 
     fn new(st_mode: u16, metadata: &Metadata, xattrs: Xattrs, body: Body<'a>) -> Self {
@@ -287,7 +287,13 @@ fn is_whiteout(node: &Node) -> bool {
     )
 }
 
-/// Encodes a device number as Linux does on disks: 12 bits of major, 20 of minor.
-fn encode(device: Rdev) -> u32 {
-    (device.minor & 0xff) | ((device.major & 0xfff) << 8) | ((device.minor & 0xf_ff00) << 12)
+/// The device of what is none.
+const NONE: Rdev = Rdev { major: 0, minor: 0 };
+
+/// Encodes a device number as Linux does on disks: 12 bits of major, 20 of minor, and no more.
+pub(super) fn encode(device: Rdev) -> Option<u32> {
+    if device.major > 0xfff || device.minor > 0xf_ffff {
+        return None;
+    }
+    Some((device.minor & 0xff) | (device.major << 8) | ((device.minor & 0xf_ff00) << 12))
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use bedplate_model::name::shown;
-use bedplate_model::{ErofsVersion, ObjectId, Tree};
+use bedplate_model::{ErofsVersion, ObjectId, Rdev, Tree};
 use xxhash_rust::xxh32::xxh32;
 
 use super::Options;
@@ -14,7 +14,7 @@ use super::ondisk::{
 };
 use super::overlay::Xattr;
 use super::place::{Place, Places, chunks, entry_len, groups};
-use super::plan::{Body, Inode, Plan};
+use super::plan::{Body, Inode, Plan, encode};
 use crate::verity::Hasher;
 
 /// What was written.
@@ -43,6 +43,9 @@ pub enum WriteError {
     /// One node has too many of them.
     #[error("the extended attributes of a node are too long together for an EROFS image")]
     Xattrs,
+    /// Linux has no device with these numbers.
+    #[error("there can be no device {}:{}", .0.major, .0.minor)]
+    Device(Rdev),
 }
 
 /// Writes the image of a tree.
@@ -148,6 +151,7 @@ fn check(inode: &Inode<'_>, place: &Place) -> Result<(), WriteError> {
     }
     match inode.body {
         Body::Elsewhere { size, .. } if size > ELSEWHERE_MAX => Err(WriteError::TooLarge),
+        Body::Device(device) if encode(device).is_none() => Err(WriteError::Device(device)),
         _ => Ok(()),
     }
 }
@@ -196,7 +200,7 @@ fn write_inode(
     };
     let union = match &inode.body {
         Body::Elsewhere { size, .. } => chunks(*size).0 - BLOCK.trailing_zeros(),
-        Body::Device(number) => *number,
+        Body::Device(device) => encode(*device).unwrap_or(0), // `check` refused any that has none
         Body::Directory(_) | Body::Bytes(_) => place.address as u32,
     };
     out.put(&((layout << 1) | u16::from(place.extended)).to_le_bytes());

@@ -383,10 +383,15 @@ impl Member {
                     .and_then(|value| u32::try_from(value).ok())
                     .ok_or(number("device number"))
             };
-            Ok(Rdev {
+            let rdev = Rdev {
                 major: part(329..337)?,
                 minor: part(337..345)?,
-            })
+            };
+            // What Linux has room for.
+            if !stored && (rdev.major >= 1 << 12 || rdev.minor >= 1 << 20) {
+                return Err(number("device number"));
+            }
+            Ok(rdev)
         };
         let unsupported = |what: &str| LayerError::Unsupported {
             path: path.clone(),

@@ -114,7 +114,7 @@ fn made() -> impl Strategy<Value = Made> {
         3 => Just(Made::Directory),
         3 => proptest::collection::vec(any::<u8>(), 0..1200).prop_map(Made::File),
         1 => proptest::collection::vec(byte(), 1..300).prop_map(Made::Symlink),
-        1 => (any::<bool>(), any::<u32>(), any::<u32>()).prop_map(|(block, major, minor)| Made::Device(block, major, minor)),
+        1 => (any::<bool>(), 0..1_u32 << 12, 0..1_u32 << 20).prop_map(|(block, major, minor)| Made::Device(block, major, minor)),
         1 => Just(Made::Fifo),
         2 => any::<usize>().prop_map(Made::Link),
     ]
