@@ -105,19 +105,21 @@ impl<'a> LargeFile<'a> {
         })
     }
 
-    /// Appends bytes.
-    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let to_border = PIECE - (self.position % PIECE as u64) as usize;
-            let (piece, rest) = bytes.split_at(bytes.len().min(to_border));
-            if is_hole(piece) {
+    /// Appends bytes. What lies between two holes is written at once.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let first = PIECE - (self.position % PIECE as u64) as usize;
+        let (mut begin, mut end) = (0, 0);
+        while end < bytes.len() {
+            let length = if end == 0 { first } else { PIECE };
+            let next = bytes.len().min(end + length);
+            if is_hole(&bytes[end..next]) {
+                self.data(&bytes[begin..end])?;
                 self.zeros(PIECE as u64);
-            } else {
-                self.data(piece)?;
+                begin = next;
             }
-            bytes = rest;
+            end = next;
         }
-        Ok(())
+        self.data(&bytes[begin..])
     }
 
     /// Appends zeros, none of which are written.
@@ -127,6 +129,9 @@ impl<'a> LargeFile<'a> {
     }
 
     fn data(&mut self, piece: &[u8]) -> io::Result<()> {
+        if piece.is_empty() {
+            return Ok(());
+        }
         self.end_hole()?;
         let end = self.position.saturating_add(piece.len() as u64);
         if end > self.reserved {
