@@ -41,7 +41,7 @@ pub(crate) const PEERS: &[&str] = &[
 ];
 
 /// What the benchmark compares with, and measures by.
-pub(crate) const BENCH: &[&str] = &["ostree", "skopeo", "umoci", "time"];
+pub(crate) const BENCH: &[&str] = &["ostree", "skopeo", "umoci", "casync", "erofs-utils", "time"];
 
 /// What whole trees are compared with.
 pub(crate) const TREES: &[&str] = &[

@@ -38,25 +38,17 @@ pub(super) fn inside(work: &str, arguments: &[&str]) -> Result<()> {
     }
 }
 
-/// Makes a tree of so many files in memory, a hundred in each directory, and writes its image to nowhere.
+/// Makes a tree of so many files in memory, and writes its image to nowhere.
 fn made_up(files: u64) -> Result<()> {
-    let mut tree = Tree::new(Metadata::root_owned(0o755));
-    let mut directory = Tree::ROOT;
-    for number in 0..files {
-        if number % 100 == 0 {
-            let node = Node::new(Metadata::root_owned(0o755), Content::empty_directory());
-            directory = tree.insert(Tree::ROOT, name(number)?, node)?;
-        }
+    let tree = tree_of((0..files).map(|number| {
         // No two files have the same content, as it is with objects.
         let mut digest = [0; 32];
         digest[..8].copy_from_slice(&number.to_le_bytes());
-        let content = FileContent::Object {
+        FileContent::Object {
             id: ObjectId::Sha256(digest),
             size: 10_000 + number,
-        };
-        let node = Node::new(Metadata::root_owned(0o644), Content::File(content));
-        tree.insert(directory, name(number)?, node)?;
-    }
+        }
+    }))?;
     let options = erofs::Options {
         version: ErofsVersion::V1,
         hard_links: erofs::HardLinks::Keep,
@@ -65,6 +57,21 @@ fn made_up(files: u64) -> Result<()> {
     Ok(())
 }
 
-fn name(number: u64) -> Result<Name> {
+/// A tree of files with these contents, a hundred in each directory.
+pub(super) fn tree_of(contents: impl IntoIterator<Item = FileContent>) -> Result<Tree> {
+    let mut tree = Tree::new(Metadata::root_owned(0o755));
+    let mut directory = Tree::ROOT;
+    for (number, content) in contents.into_iter().enumerate() {
+        if number % 100 == 0 {
+            let node = Node::new(Metadata::root_owned(0o755), Content::empty_directory());
+            directory = tree.insert(Tree::ROOT, name(number)?, node)?;
+        }
+        let node = Node::new(Metadata::root_owned(0o644), Content::File(content));
+        tree.insert(directory, name(number)?, node)?;
+    }
+    Ok(tree)
+}
+
+fn name(number: usize) -> Result<Name> {
     Ok(Name::try_from(format!("entry-{number}").as_str())?)
 }

@@ -2,7 +2,11 @@
 //!
 //! ```text
 //! bench ─┬─ whole_way  suite: commit, image, pull, against ostree, skopeo, umoci
-//!        ├─ store      suite: what a store does all day, against ostree and cfsctl
+//!        ├─ store      suite: what a store does all day, against ostree, cfsctl, casync, umoci, mkfs.erofs
+//!        │  ├─ commit      … and commit, which both suites measure
+//!        │  ├─ peers       those who do a part of it
+//!        │  ├─ versions    stores of up to 100 versions: what grows with them
+//!        │  └─ machine     … and a machine that they belong to
 //!        ├─ trees      what is measured on: two versions of a real system of 1 GB, or small made-up trees
 //!        ├─ image      the figures that are taken inside: writing EROFS images
 //!        ├─ sample     one run of a program: wall time, processor time, peak memory
@@ -12,11 +16,15 @@
 //! Ours and the peer's runs alternate, so that a noisy moment hits both. Each suite owns one section of
 //! `docs/benchmarks.md`, and leaves the others alone.
 
+mod commit;
 mod image;
+mod machine;
+mod peers;
 mod report;
 mod sample;
 mod store;
 mod trees;
+mod versions;
 mod whole_way;
 
 use std::fs;
@@ -40,7 +48,7 @@ target/bench. --smoke runs everything once on small trees, and writes and judges
 
 Suites (all of them where none is named):
   way      commit, EROFS image and pull, against ostree, skopeo and umoci
-  store    what the store does all day, against ostree and cfsctl
+  store    what the store does all day, against ostree, cfsctl, casync, umoci and mkfs.erofs; how it grows
 ";
 
 /// What the image is called in our stores.
@@ -214,8 +222,10 @@ impl Bench {
             "ostree".as_ref(),
             "skopeo".as_ref(),
             "umoci".as_ref(),
+            "casync".as_ref(),
+            "mkfs.erofs".as_ref(),
         ] {
-            run::output(Command::new(program).arg("--version"))?;
+            run::output(Command::new(program).arg("--help"))?;
         }
         if !input.exists() {
             return Ok(());

@@ -1,120 +1,45 @@
 //! What a store does all day: commit, commit again, images, fsck, diff, gc, and how it grows.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::commit::OSTREE;
 use super::report::{Fact, Report, Row, Target};
 use super::sample::Samples;
-use super::{Bench, NAME, commit_theirs, image, make_repository, ostree, remove, root_of};
-use crate::{programs, run, workspace};
+use super::{Bench, NAME, commit_theirs, image, ostree, remove, root_of};
+use crate::{programs, run};
 
 /// What the second version is called in our stores.
 const NEXT: &str = "localhost/bench:v2";
-
-/// The version of the crate `composefs-ctl`.
-const CFSCTL: &str = "0.9.4";
-
-const OSTREE: &str = "ostree, bare repository";
 
 /// Numbers of files whose images are written, to see how time and memory grow.
 const FILES: [u32; 3] = [10_000, 100_000, 1_000_000];
 
 /// Measures all of it.
 pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
-    bench.commit_twice(report)?;
+    let first = vec![
+        Target::Wall(0.5),
+        Target::Cpu(0.4),
+        Target::PeakMegabytes(120),
+    ];
+    bench.commit_twice(report, bench.rivals()?, [first, vec![Target::Wall(0.03)]])?;
     let (store, repository) = (bench.store(0), bench.fresh("ostree", 0));
     bench.add_next(&store, &repository)?;
     bench.next_image(report, &store, &repository)?;
     bench.fsck(report, &store, &repository)?;
     bench.diff(report, &store, &repository)?;
     disk(report, &store, &repository)?;
+    bench.checkout(report, &store)?;
     bench.gc(report, &store, &repository)?;
+    bench.import(report)?;
     bench.digest(report)?;
-    bench.growth(report)
+    bench.growth(report)?;
+    bench.versions(report)
 }
 
 impl Bench {
-    /// Into an empty store, and again with nothing changed. The stores of the last run stay, as the first.
-    fn commit_twice(&self, report: &mut Report) -> Result<()> {
-        let tree = &self.trees.v1;
-        let mut samples: [Samples; 5] = Default::default();
-        let [ours, theirs, ours_again, theirs_again, cfsctls] = &mut samples;
-        let cfsctl = self.full.then(cfsctl).transpose()?;
-        for run in (0..self.times).rev() {
-            let (store, repository) = (self.store(run), self.fresh("ostree", run));
-            self.settle(tree)?;
-            ours.take(
-                "bedplate commit",
-                &self.place,
-                &mut self.commit_ours(&store, tree, NAME),
-            )?;
-            ours_again.take(
-                "bedplate commit, again",
-                &self.place,
-                &mut self.commit_ours(&store, tree, NAME),
-            )?;
-            make_repository(&repository)?;
-            self.settle(tree)?;
-            theirs.take(
-                "ostree commit",
-                &self.place,
-                &mut commit_theirs(&repository, tree, "v1"),
-            )?;
-            theirs_again.take(
-                "ostree commit, again",
-                &self.place,
-                &mut commit_theirs(&repository, tree, "v1"),
-            )?;
-            if let Some(program) = &cfsctl {
-                let repository = self.fresh("composefs", run);
-                self.settle(tree)?;
-                run::output(on_composefs(program, &repository).args([
-                    "init",
-                    "--insecure",
-                    "--algorithm",
-                    "fsverity-sha256-12",
-                ]))?;
-                let mut command = on_composefs(program, &repository);
-                command.args(["create-image", "--no-propagate-usr-to-root"]);
-                command.arg(tree).arg("v1");
-                cfsctls.take("cfsctl create-image", &self.place, &mut command)?;
-                remove(&repository)?;
-            }
-            if run > 0 {
-                remove(&store)?;
-                remove(&repository)?;
-            }
-        }
-        let [ours, theirs, ours_again, theirs_again, cfsctls] = samples;
-        if cfsctl.is_some() {
-            report.add(Row {
-                what: "the same image, against the composefs tool",
-                ours: ours.clone(),
-                peer: Some(("cfsctl create-image, no fs-verity", cfsctls)),
-                targets: vec![Target::Wall(0.8)],
-            });
-        }
-        report.add(Row {
-            what: "commit v1 into an empty store",
-            ours,
-            peer: Some((OSTREE, theirs)),
-            targets: vec![
-                Target::Wall(0.5),
-                Target::Cpu(0.4),
-                Target::PeakMegabytes(120),
-            ],
-        });
-        report.add(Row {
-            what: "commit v1 again, unchanged",
-            ours: ours_again,
-            peer: Some((OSTREE, theirs_again)),
-            targets: vec![Target::Wall(0.03)],
-        });
-        Ok(())
-    }
-
     fn add_next(&self, store: &Path, repository: &Path) -> Result<()> {
         let tree = &self.trees.v2;
         run::output(&mut self.commit_ours(store, tree, NEXT))?;
@@ -296,7 +221,7 @@ impl Bench {
         Ok((our_samples, their_samples))
     }
 
-    fn ours_with(&self, store: &Path, arguments: &[&str]) -> Command {
+    pub(super) fn ours_with(&self, store: &Path, arguments: &[&str]) -> Command {
         let mut command = self.ours(store);
         command.args(arguments);
         command
@@ -316,28 +241,6 @@ fn disk(report: &mut Report, store: &Path, repository: &Path) -> Result<()> {
         met: ratio <= 1.0,
     });
     Ok(())
-}
-
-/// Builds the composefs tool from its crate, or finds it built.
-fn cfsctl() -> Result<PathBuf> {
-    let root = workspace::target("bench/tools");
-    let program = root.join("bin/cfsctl");
-    if !program.exists() {
-        println!("  building cfsctl {CFSCTL} (some minutes) …");
-        run::output(
-            Command::new("cargo")
-                .args(["install", "--locked", "composefs-ctl", "--version", CFSCTL])
-                .args(["--no-default-features", "--features", "pre-6.15", "--root"])
-                .arg(&root),
-        )?;
-    }
-    Ok(program)
-}
-
-fn on_composefs(program: &Path, repository: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.arg("--repo").arg(repository);
-    command
 }
 
 /// Bytes of disk that a directory takes.

@@ -6,72 +6,23 @@ use anyhow::Result;
 
 use super::report::{Report, Row, Target};
 use super::sample::Samples;
-use super::{Bench, NAME, commit_theirs, image, make_repository, remove, root_of};
+use super::{Bench, NAME, image, remove, root_of};
 use crate::registry::Registry;
 use crate::run;
 
 /// Measures all of it.
 pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
-    bench.commit(report)?;
+    let first = vec![
+        Target::Wall(0.6),
+        Target::Cpu(0.5),
+        Target::PeakMegabytes(200),
+    ];
+    bench.commit_twice(report, Vec::new(), [first, Vec::new()])?;
     bench.image(report)?;
     bench.pull(report)
 }
 
 impl Bench {
-    /// A directory as an image, into an empty store, and once more with everything there.
-    fn commit(&self, report: &mut Report) -> Result<()> {
-        let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-        let (mut ours_again, mut theirs_again) = (Samples::default(), Samples::default());
-        for run in 0..self.times {
-            let (store, repository) = (self.store(run), self.fresh("ostree", run));
-            self.settle(&self.trees.v1)?;
-            ours.take(
-                "bedplate commit",
-                &self.place,
-                &mut self.commit_ours(&store, &self.trees.v1, NAME),
-            )?;
-            ours_again.take(
-                "bedplate commit, again",
-                &self.place,
-                &mut self.commit_ours(&store, &self.trees.v1, NAME),
-            )?;
-            make_repository(&repository)?;
-            self.settle(&self.trees.v1)?;
-            theirs.take(
-                "ostree commit",
-                &self.place,
-                &mut commit_theirs(&repository, &self.trees.v1, "v1"),
-            )?;
-            theirs_again.take(
-                "ostree commit, again",
-                &self.place,
-                &mut commit_theirs(&repository, &self.trees.v1, "v1"),
-            )?;
-            remove(&repository)?;
-            // The first store serves the parts that follow.
-            if run > 0 {
-                remove(&store)?;
-            }
-        }
-        report.add(Row {
-            what: "commit v1 into an empty store",
-            ours,
-            peer: Some(("ostree commit, bare repository", theirs)),
-            targets: vec![
-                Target::Wall(0.6),
-                Target::Cpu(0.5),
-                Target::PeakMegabytes(200),
-            ],
-        });
-        report.add(Row {
-            what: "commit v1 again, nothing changed",
-            ours: ours_again,
-            peer: Some(("ostree commit, bare repository", theirs_again)),
-            targets: Vec::new(),
-        });
-        Ok(())
-    }
-
     /// The EROFS image of a tree whose objects are all in the store.
     fn image(&self, report: &mut Report) -> Result<()> {
         let path = self.store(0);
