@@ -52,7 +52,7 @@ Usage: cargo xtask VERB [ARGUMENTS]
   demo               build, ship, boot, upgrade and roll back a real Linux system, step by step
   test               every test: unit, integration, documentation, virtual machine, figures on a small tree
   check              format, lints and quick tests
-  bench [--smoke]    measure against ostree, skopeo and umoci; writes docs/benchmarks.md
+  bench [--smoke]    measure against ostree, skopeo, umoci and others; writes docs/benchmarks.md
   fuzz [PARSER…]     damaged input for every parser that strangers feed, for a bounded time
   crash [OPERATION…] power cuts at any write of an operation on a store, on a real file system
   faults [OPERATION…] death and errors at any system call of it, and a full disk

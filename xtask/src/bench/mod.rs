@@ -5,6 +5,7 @@
 //!        ├─ store      suite: what a store does all day, against ostree, cfsctl, casync, umoci, mkfs.erofs
 //!        │  ├─ commit      … and commit, which both suites measure
 //!        │  ├─ peers       those who do a part of it
+//!        │  ├─ sealed      the same with fs-verity, in a guest
 //!        │  ├─ versions    stores of up to 100 versions: what grows with them
 //!        │  └─ machine     … and a machine that they belong to
 //!        ├─ trees      what is measured on: two versions of a real system of 1 GB, or small made-up trees
@@ -22,6 +23,7 @@ mod machine;
 mod peers;
 mod report;
 mod sample;
+mod sealed;
 mod store;
 mod trees;
 mod versions;

@@ -40,7 +40,7 @@ impl Bench {
         let (for_casync, for_erofs) = (tree(), tree());
         let mut rivals = vec![
             Rival {
-                what: "the same, against chunks compressed with zstd",
+                what: "the same, against chunks compressed with zstd (one run of theirs)",
                 name: "casync make, then sync",
                 slow: true,
                 targets: Vec::new(),

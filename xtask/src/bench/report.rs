@@ -244,12 +244,22 @@ fn header(trees: &Trees, times: usize) -> Result<String> {
          - tree v2: {}\n\
          - machine: {cores} cores, {model}\n\
          - each {times} times\n\
-         - Bedplate at {commit}; ostree {}; {}; {}\n\n",
+         - Bedplate at {commit}; ostree {}; {}; {}; {}; {}\n\n",
         described(&trees.v1)?,
         described(&trees.v2)?,
         version(Command::new("ostree").arg("--version"), "Version").trim_start_matches("Version: "),
         version(Command::new("skopeo").arg("--version"), "skopeo"),
         version(Command::new("umoci").arg("--version"), "umoci"),
+        version(Command::new("casync").arg("--version"), "casync"),
+        // Its mkfs.erofs has no way to say its version that every release knows.
+        version(
+            Command::new("dpkg-query").args([
+                "--show",
+                "--showformat=${Package} ${Version}",
+                "erofs-utils",
+            ]),
+            "erofs-utils",
+        ),
     ))
 }
 

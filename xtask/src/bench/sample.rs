@@ -62,6 +62,23 @@ impl Samples {
         });
     }
 
+    /// Notes what `time` said elsewhere: seconds of wall, user and system time, and the peak in kilobytes.
+    pub(super) fn take_told(&mut self, name: &str, said: &str) -> Result<()> {
+        let told = || format!("a guest says {said:?} of {name}");
+        let (wall, rest) = said.split_once(' ').with_context(told)?;
+        let wall: f64 = wall.parse().with_context(told)?;
+        let (user, system, peak) = parse(rest).with_context(told)?;
+        self.push(
+            name,
+            Sample {
+                wall,
+                cpu: Some(user + system),
+                peak: Some(peak / 1000.0),
+            },
+        );
+        Ok(())
+    }
+
     /// Smallest, median and largest wall time.
     pub(super) fn wall(&self) -> Option<[f64; 3]> {
         spread(self.0.iter().map(|sample| sample.wall).collect())
