@@ -54,11 +54,9 @@ fn a_package_twice_is_there_twice_and_half_a_package_is_an_error() {
     for (parse, template) in PARSERS {
         let twice = paragraph(template, "a", "1") + &paragraph(template, "a", "2");
         assert_eq!(parse(twice.as_bytes()).unwrap().len(), 2);
-        let half: String = paragraph(template, "a", "1")
-            .lines()
-            .filter(|line| !line.starts_with('V'))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let half = paragraph(template, "a", "1")
+            .replace("Version: 1\n", "")
+            .replace("V:1\n", "");
         let error = parse(half.as_bytes()).unwrap_err();
         assert!(matches!(error, ParsePackagesError::Field { .. }), "{error}");
     }
