@@ -109,17 +109,18 @@ pub(crate) fn run_waiting<J: Send, E: Send>(
 
 /// As [`run`], for jobs that add none and cannot fail.
 pub(crate) fn each<J: Send>(jobs: Vec<J>, job: &(dyn Fn(J) + Sync)) {
-    let Ok(()) = run(jobs, |item, _| infallible(job, item));
+    let Ok(()) = run(jobs, |item, _| {
+        job(item);
+        Ok::<(), Infallible>(())
+    });
 }
 
 /// As [`run_waiting`], for jobs that add none and cannot fail.
 pub(crate) fn each_waiting<J: Send>(jobs: Vec<J>, job: &(dyn Fn(J) + Sync)) {
-    let Ok(()) = run_waiting(jobs, |item, _| infallible(job, item));
-}
-
-fn infallible<J>(job: &(dyn Fn(J) + Sync), item: J) -> Result<(), Infallible> {
-    job(item);
-    Ok(())
+    let Ok(()) = run_waiting(jobs, |item, _| {
+        job(item);
+        Ok::<(), Infallible>(())
+    });
 }
 
 fn run_on<J: Send, E: Send>(

@@ -219,7 +219,9 @@ impl Links {
                 }
             }
         }
-        links.values_mut().for_each(|paths| paths.sort_unstable());
+        for paths in links.values_mut() {
+            paths.sort_unstable();
+        }
         Self(links)
     }
 
