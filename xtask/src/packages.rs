@@ -33,6 +33,7 @@ pub(crate) const PEERS: &[&str] = &[
     "gdisk",
     "dosfstools",
     "mtools",
+    "xfsprogs",
     "e2fsprogs",
     "cpio",
     "python3",

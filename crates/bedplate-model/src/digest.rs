@@ -87,6 +87,21 @@ impl ObjectId {
         hex(self.as_bytes())
     }
 
+    /// Returns whether this is [`ObjectId::object_path`], without making it.
+    pub fn is_object_path(&self, path: &[u8]) -> bool {
+        let [first, second, b'/', rest @ ..] = path else {
+            return false;
+        };
+        let digits = self
+            .as_bytes()
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15]);
+        let found = [first, second].into_iter().chain(rest);
+        found
+            .copied()
+            .eq(digits.map(|digit| DIGITS[usize::from(digit)]))
+    }
+
     /// Returns the path below `objects/`: the first byte, a slash, the rest, in hexadecimal.
     pub fn object_path(&self) -> String {
         let hex = self.to_hex();
@@ -281,13 +296,16 @@ impl ParseDigestError {
     }
 }
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// Prints bytes in lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(DIGITS[usize::from(byte >> 4)].into());
+        text.push(DIGITS[usize::from(byte & 15)].into());
+    }
+    text
 }
 
 /// Parses exactly `2 * N` lower-case hexadecimal digits.

@@ -137,7 +137,8 @@ impl TreePath {
 
     /// Returns the bytes, joined with slashes and without a leading one: empty for the root.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let length = self.0.iter().map(|name| name.as_bytes().len() + 1).sum();
+        let mut bytes = Vec::with_capacity(length);
         for (position, name) in self.0.iter().enumerate() {
             if position > 0 {
                 bytes.push(b'/');
@@ -177,7 +178,8 @@ impl FromIterator<Name> for TreePath {
 
 impl fmt::Display for TreePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/{}", shown(&self.to_bytes()))
+        f.write_str("/")?;
+        f.write_str(&shown(&self.to_bytes()))
     }
 }
 
@@ -192,8 +194,10 @@ impl fmt::Debug for TreePath {
 /// Every byte string of a stranger passes through here on its way to a terminal.
 pub fn shown(bytes: &[u8]) -> String {
     let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && *byte != b'\\';
-    if bytes.iter().all(is_plain) {
-        return bytes.iter().copied().map(char::from).collect();
+    if let Ok(text) = str::from_utf8(bytes)
+        && bytes.iter().all(is_plain)
+    {
+        return text.to_owned();
     }
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

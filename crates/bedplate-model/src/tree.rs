@@ -35,7 +35,7 @@ pub struct Rdev {
 }
 
 /// The bytes of a regular file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FileContent {
     /// 0 to [`INLINE_MAX`] bytes, which live in the image itself.
     Inline(Box<[u8]>),
@@ -285,15 +285,21 @@ impl Tree {
         counts
     }
 
+    /// Visits every node that has a name, and the root, each once, in no order that means anything.
+    pub fn named_nodes(&self) -> impl Iterator<Item = &Node> {
+        let counts = self.name_counts().into_iter().zip(&self.nodes);
+        counts.filter_map(|(names, node)| (names > 0).then_some(node))
+    }
+
     /// Adds up the bytes of all files, each hard-linked one once.
     ///
     /// A stranger's sizes may add up to more than fits; then it is the most that does.
     pub fn file_bytes(&self) -> u64 {
-        let named = self.name_counts().into_iter().zip(&self.nodes);
-        named.fold(0, |sum: u64, (names, node)| match &node.content {
-            Content::File(content) if names > 0 => sum.saturating_add(content.size()),
-            _ => sum,
-        })
+        self.named_nodes()
+            .fold(0, |sum: u64, node| match &node.content {
+                Content::File(content) => sum.saturating_add(content.size()),
+                _ => sum,
+            })
     }
 
     fn add_entry(&mut self, parent: NodeId, name: Name, id: NodeId) -> Result<(), TreeError> {

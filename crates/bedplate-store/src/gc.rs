@@ -111,7 +111,7 @@ impl GcReport {
     }
 }
 
-/// Why garbage could not be collected. Nothing is lost then: what was condemned was garbage.
+/// Why garbage could not be collected. Nothing is lost then: what was removed was garbage.
 #[derive(Debug, thiserror::Error)]
 pub enum GcError {
     /// A ref or pin could not be read, so that it is not known what it keeps.

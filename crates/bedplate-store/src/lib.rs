@@ -19,7 +19,7 @@
 //! readers         nothing                                 –
 //! a transaction   tmp/<txn> (exclusive)                   from its first byte to its end
 //!   its commit    lock (shared), then refs/ (exclusive)   while names are given: no bytes are written
-//! gc              lock (exclusive)                        while it marks and condemns: no content is read
+//! gc              lock (exclusive)                        while it marks and removes: no content is read
 //! fsck --repair   lock (shared)                           while replacements get their names
 //! index           index/ (exclusive)                      while the table is replaced
 //! ```

@@ -40,7 +40,7 @@ pub struct Usage {
     pub blobs: u64,
     /// The bytes in them.
     pub blob_bytes: u64,
-    /// The bytes that transactions have not committed yet, that crashes left, and that gc condemned. Hard
+    /// The bytes that transactions have not committed yet, that crashes left, and that earlier versions condemned. Hard
     /// links to what the store has are counted, too.
     pub staging_bytes: u64,
     /// The bytes on the disk that objects, images, layers and blobs take, in whole blocks.

@@ -242,16 +242,16 @@ fn aspects(from: &Node, to: &Node) -> BTreeSet<Aspect> {
         }
         (old, new) => (old.type_bits() != new.type_bits()).then_some(Aspect::Type),
     };
-    [
+    let found = [
         content,
         (old.mode != new.mode).then_some(Aspect::Mode),
         ((old.uid, old.gid) != (new.uid, new.gid)).then_some(Aspect::Owner),
         (old.mtime != new.mtime).then_some(Aspect::Time),
         (old.xattrs != new.xattrs).then_some(Aspect::Xattrs),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    ];
+    let mut aspects = BTreeSet::new();
+    aspects.extend(found.into_iter().flatten());
+    aspects
 }
 
 #[cfg(test)]

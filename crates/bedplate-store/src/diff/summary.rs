@@ -1,6 +1,6 @@
 //! What an administrator wants to know first: packages, kernels, units, privileges, sizes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -9,7 +9,6 @@ use bedplate_sys::files;
 
 use super::packages::{self as dpkg, Package, PackageChange, ParsePackagesError};
 use super::{Change, parse_rpm_bdb, parse_rpm_ndb, parse_rpm_sqlite};
-use crate::object::sized_objects_of;
 use crate::store::{ReadStoreError, Store};
 
 /// Where dpkg's database lies, the first that is there counts: where `build` moves it, where Debian has it.
@@ -19,11 +18,11 @@ const APK: [&str; 2] = ["usr/lib/apk/db", "lib/apk/db"];
 /// Where rpm's lies: Fedora and openSUSE, rpm-ostree, and those before them.
 const RPM: [&str; 3] = ["usr/lib/sysimage/rpm", "usr/share/rpm", "var/lib/rpm"];
 /// Where systemd's units lie.
-const UNITS: [&str; 4] = [
-    "/usr/lib/systemd/system/",
-    "/usr/lib/systemd/user/",
-    "/etc/systemd/system/",
-    "/etc/systemd/user/",
+const UNITS: [&[&str]; 4] = [
+    &["usr", "lib", "systemd", "system"],
+    &["usr", "lib", "systemd", "user"],
+    &["etc", "systemd", "system"],
+    &["etc", "systemd", "user"],
 ];
 /// The attribute that gives a program capabilities.
 const CAPABILITY: &[u8] = b"security.capability";
@@ -98,14 +97,14 @@ pub struct PathChanges {
 }
 
 impl PathChanges {
-    fn note(&mut self, path: &str, before: bool, after: bool) {
+    fn note(&mut self, path: &TreePath, before: bool, after: bool) {
         let list = match (before, after) {
             (false, false) => return,
             (false, true) => &mut self.added,
             (true, false) => &mut self.removed,
             (true, true) => &mut self.changed,
         };
-        list.push(path.to_owned());
+        list.push(path.to_string());
     }
 
     /// Returns whether nothing of the kind changed.
@@ -194,20 +193,20 @@ pub fn summarize(
         if before.is_none() && after.is_none() {
             continue;
         }
-        let path = change.path.to_string();
-        if UNITS.iter().any(|directory| path.starts_with(directory)) {
-            units.note(&path, before.is_some(), after.is_some());
+        let path = &change.path;
+        if UNITS.iter().any(|directory| is_below(path, directory)) {
+            units.note(path, before.is_some(), after.is_some());
         }
         let is_setuid = |node: Option<&Node>| {
             node.is_some_and(|node| {
                 matches!(node.content, Content::File(_)) && node.metadata.mode & 0o6000 != 0
             })
         };
-        setuid.note(&path, is_setuid(before), is_setuid(after));
+        setuid.note(path, is_setuid(before), is_setuid(after));
         let is_capable = |node: Option<&Node>| {
             node.is_some_and(|node| node.metadata.xattrs.contains_key(CAPABILITY))
         };
-        capabilities.note(&path, is_capable(before), is_capable(after));
+        capabilities.note(path, is_capable(before), is_capable(after));
     }
     Summary {
         packages,
@@ -395,26 +394,25 @@ pub fn kernels(tree: &Tree) -> BTreeSet<String> {
         .collect()
 }
 
+/// Returns whether a path lies below a directory.
+fn is_below(path: &TreePath, directory: &[&str]) -> bool {
+    let names = path.components();
+    let same = |(name, wanted): (&Name, &&str)| name.as_bytes() == wanted.as_bytes();
+    names.len() > directory.len() && names.iter().zip(directory).all(same)
+}
+
 /// Returns the bytes of contents that the second tree has and the first has not, each counted once: those
 /// of objects, and those that images hold themselves.
 pub fn new_bytes(from: &Tree, to: &Tree) -> u64 {
-    let (known, small) = (sized_objects_of(from), small_contents(from));
-    let objects = sized_objects_of(to)
-        .into_iter()
-        .filter(|object| known.binary_search(object).is_err())
-        .fold(0, |sum: u64, (_, size)| sum.saturating_add(size));
-    small_contents(to)
-        .difference(&small)
-        .fold(objects, |sum, bytes| sum.saturating_add(bytes.len() as u64))
+    let mut known: HashSet<&FileContent> = contents(from).collect();
+    let new = contents(to).filter(|content| known.insert(content));
+    new.fold(0, |sum: u64, content| sum.saturating_add(content.size()))
 }
 
-/// The contents that the image of a tree holds itself.
-fn small_contents(tree: &Tree) -> BTreeSet<&[u8]> {
-    let contents = tree.walk().map(|(_, id)| &tree.node(id).content);
-    contents
-        .filter_map(|content| match content {
-            Content::File(FileContent::Inline(bytes)) => Some(&**bytes),
-            _ => None,
-        })
-        .collect()
+/// The contents of all files.
+fn contents(tree: &Tree) -> impl Iterator<Item = &FileContent> {
+    tree.named_nodes().filter_map(|node| match &node.content {
+        Content::File(content) => Some(content),
+        _ => None,
+    })
 }

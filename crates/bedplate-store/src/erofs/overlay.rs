@@ -155,11 +155,47 @@ pub(super) fn unescape_root(mut xattrs: Xattrs) -> Xattrs {
     unescape(xattrs)
 }
 
-/// Undoes [`escape`] and [`mark_object`], or returns `None` where no object is named.
-pub(super) fn take_object(mut xattrs: Xattrs) -> Option<(ObjectId, Xattrs)> {
-    let metacopy = xattrs.remove(METACOPY)?;
-    let redirect = xattrs.remove(REDIRECT)?;
-    let [0, length, 0, number, digest @ ..] = &*metacopy else {
+/// Returns a name that nearly every file has, without memory of its own.
+pub(super) fn usual_name(prefix: &[u8], suffix: &[u8]) -> Option<&'static [u8]> {
+    let mut usual = [METACOPY, REDIRECT].into_iter();
+    usual.find(|name| name.strip_prefix(prefix) == Some(suffix))
+}
+
+/// The attributes that an image has for a node, those that name an object apart: nearly every file has
+/// these and no others.
+#[derive(Debug, Default)]
+pub(super) struct Attributes<'a> {
+    own: Xattrs,
+    metacopy: Option<&'a [u8]>,
+    redirect: Option<&'a [u8]>,
+}
+
+impl<'a> Attributes<'a> {
+    /// Adds one, and returns whether it was not there.
+    pub(super) fn add(&mut self, name: Cow<'_, [u8]>, value: &'a [u8]) -> bool {
+        match &*name {
+            METACOPY => self.metacopy.replace(value).is_none(),
+            REDIRECT => self.redirect.replace(value).is_none(),
+            _ => self.own.insert(name.into(), value.into()).is_none(),
+        }
+    }
+
+    /// Returns all of them.
+    pub(super) fn all(self) -> Xattrs {
+        let mut xattrs = self.own;
+        for (name, value) in [(METACOPY, self.metacopy), (REDIRECT, self.redirect)] {
+            if let Some(value) = value {
+                set(&mut xattrs, name, value);
+            }
+        }
+        xattrs
+    }
+}
+
+/// Undoes [`escape`] and what [`Xattr::of_object`] gives, or returns `None` where no object is named.
+pub(super) fn take_object(attributes: Attributes<'_>) -> Option<(ObjectId, Xattrs)> {
+    let (metacopy, redirect) = (attributes.metacopy?, attributes.redirect?);
+    let [0, length, 0, number, digest @ ..] = metacopy else {
         return None;
     };
     let algorithm = [Algorithm::Sha256, Algorithm::Sha512]
@@ -167,8 +203,10 @@ pub(super) fn take_object(mut xattrs: Xattrs) -> Option<(ObjectId, Xattrs)> {
         .find(|algorithm| algorithm.kernel_number() == *number)?;
     let id = ObjectId::from_bytes(algorithm, digest)?;
     let fits = usize::from(*length) == metacopy.len()
-        && redirect.strip_prefix(b"/") == Some(id.object_path().as_bytes());
-    fits.then(|| (id, unescape(xattrs)))
+        && redirect
+            .strip_prefix(b"/")
+            .is_some_and(|path| id.is_object_path(path));
+    fits.then(|| (id, unescape(attributes.own)))
 }
 
 /// Removes what [`mark_whiteout`] added, after [`unescape`], and returns whether it was there.

@@ -4,6 +4,7 @@
 //! Bounds: every inode is read once; directories have one name; there are no more entries than the
 //! image has room for; attributes together take at most [`XATTR_GROWTH`] times the image's length.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 
 use bedplate_model::format::Shown;
@@ -18,7 +19,7 @@ use super::ondisk::{
     EROFS_MAGIC, EXTENDED_LEN, FLAT_INLINE, FLAT_PLAIN, SLOT, SUPERBLOCK, XATTR_ENTRY_LEN,
     XATTR_HEADER_LEN, XATTR_PREFIXES,
 };
-use super::overlay;
+use super::overlay::{self, Attributes};
 
 /// How much longer than the image all attributes together may be: shared ones are stored once and
 /// referred to by four bytes, but no honest image has mostly long ones.
@@ -99,6 +100,7 @@ pub fn read(image: &[u8]) -> Result<Tree, ReadError> {
 }
 
 const DIRECTORY: u16 = 0o040_000;
+const REGULAR: u16 = 0o100_000;
 
 /// A tree that grows, directory by directory.
 struct Reader<'a> {
@@ -128,7 +130,7 @@ impl<'a> Reader<'a> {
         let xattrs = image.xattrs(&root, &mut budget)?;
         Ok(Self {
             budget,
-            tree: Tree::new(root.metadata(overlay::unescape_root(xattrs))),
+            tree: Tree::new(root.metadata(overlay::unescape_root(xattrs.all()))),
             known: HashMap::from([(image.root, Tree::ROOT)]),
             parents: HashMap::new(),
             pending: VecDeque::from([(Tree::ROOT, root)]),
@@ -353,7 +355,7 @@ impl<'a> Image<'a> {
     }
 
     /// Returns the content of an inode that has it in the image.
-    fn content(&self, inode: &Inode) -> Result<std::borrow::Cow<'a, [u8]>, ReadError> {
+    fn content(&self, inode: &Inode) -> Result<Cow<'a, [u8]>, ReadError> {
         const WHAT: &str = "data";
         let address = u64::from(inode.union) * BLOCK;
         match inode.layout {
@@ -383,20 +385,17 @@ impl<'a> Image<'a> {
             }
             self.content(inode)
         };
+        if inode.kind() == REGULAR && inode.layout == CHUNK_BASED {
+            let (id, xattrs) = overlay::take_object(xattrs)
+                .ok_or_else(|| damaged("it does not say where its content lies"))?;
+            let size = inode.size;
+            let content = Content::File(FileContent::Object { id, size });
+            return Ok(Node::new(inode.metadata(xattrs), content));
+        }
+        let xattrs = xattrs.all();
         let (content, xattrs) = match inode.kind() {
             DIRECTORY => (Content::empty_directory(), overlay::unescape(xattrs)),
-            0o100_000 if inode.layout == CHUNK_BASED => {
-                let (id, xattrs) = overlay::take_object(xattrs)
-                    .ok_or_else(|| damaged("it does not say where its content lies"))?;
-                (
-                    Content::File(FileContent::Object {
-                        id,
-                        size: inode.size,
-                    }),
-                    xattrs,
-                )
-            }
-            0o100_000 => {
+            REGULAR => {
                 let bytes = short(INLINE_MAX)?;
                 let mut xattrs = overlay::unescape(xattrs);
                 if bytes.is_empty() && overlay::take_whiteout(&mut xattrs) {
@@ -427,10 +426,10 @@ impl<'a> Image<'a> {
         Ok(Node::new(inode.metadata(xattrs), content))
     }
 
-    fn xattrs(&self, inode: &Inode, budget: &mut Budget) -> Result<Xattrs, ReadError> {
+    fn xattrs(&self, inode: &Inode, budget: &mut Budget) -> Result<Attributes<'a>, ReadError> {
         const WHAT: &str = "extended attributes";
         let (position, length) = inode.xattrs;
-        let mut xattrs = Xattrs::new();
+        let mut xattrs = Attributes::default();
         if length == 0 {
             return Ok(xattrs);
         }
@@ -439,15 +438,16 @@ impl<'a> Image<'a> {
         area = &area[XATTR_HEADER_LEN as usize..];
         let references = area.get(..shared * 4).ok_or(ReadError::Short(WHAT))?;
         area = &area[shared * 4..];
-        let mut add = |(name, value): Xattr<'_>| {
+        let mut add = |(name, value): Xattr<'a>| {
             let taken = (name.len() + value.len()) as u64;
             budget.xattrs = budget
                 .xattrs
                 .checked_sub(taken)
                 .ok_or(ReadError::Excess(WHAT))?;
-            match xattrs.insert(name, value.into()) {
-                None => Ok(()),
-                Some(_) => Err(damaged("an extended attribute stands there twice")),
+            if xattrs.add(name, value) {
+                Ok(())
+            } else {
+                Err(damaged("an extended attribute stands there twice"))
             }
         };
         for reference in references.chunks_exact(4) {
@@ -488,7 +488,7 @@ impl Inode {
 }
 
 /// Name and value of an extended attribute.
-type Xattr<'a> = (Box<[u8]>, &'a [u8]);
+type Xattr<'a> = (Cow<'static, [u8]>, &'a [u8]);
 
 /// Parses one xattr entry, and returns what follows it.
 fn xattr(bytes: &[u8]) -> Result<(Xattr<'_>, &[u8]), ReadError> {
@@ -511,7 +511,10 @@ fn xattr(bytes: &[u8]) -> Result<(Xattr<'_>, &[u8]), ReadError> {
     let suffix = rest.get(..name_len).ok_or(SHORT)?;
     let value = rest.get(name_len..name_len + value_len).ok_or(SHORT)?;
     let length = (XATTR_ENTRY_LEN as usize + name_len + value_len).next_multiple_of(4);
-    let name: Box<[u8]> = [prefix, suffix].concat().into();
+    let name = match overlay::usual_name(prefix, suffix) {
+        Some(name) => Cow::Borrowed(name),
+        None => Cow::Owned([prefix, suffix].concat()),
+    };
     Ok(((name, value), bytes.get(length..).unwrap_or(&[])))
 }
 

@@ -10,7 +10,7 @@ use bedplate_store::erofs::{self, HardLinks, Options, WriteError};
 use composefs::dumpfile::dumpfile_to_validated_filesystem;
 use composefs::erofs::format::FormatVersion;
 use composefs::erofs::writer::mkfs_erofs_versioned;
-use composefs::fsverity::Sha256HashValue;
+use composefs::fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue};
 use proptest::prelude::*;
 use testkit::trees::{any_tree, awkward_trees};
 
@@ -129,8 +129,16 @@ fn escaped(bytes: &[u8]) -> String {
 }
 
 fn oracle(tree: &Tree, version: ErofsVersion, hard_links: HardLinks) -> Vec<u8> {
+    oracle_of::<Sha256HashValue>(tree, version, hard_links)
+}
+
+fn oracle_of<H: FsVerityHashValue>(
+    tree: &Tree,
+    version: ErofsVersion,
+    hard_links: HardLinks,
+) -> Vec<u8> {
     let text = dumpfile(tree, hard_links);
-    let tree = dumpfile_to_validated_filesystem::<Sha256HashValue>(&text).unwrap();
+    let tree = dumpfile_to_validated_filesystem::<H>(&text).unwrap();
     let version = match version {
         ErofsVersion::V0 => FormatVersion::V0,
         ErofsVersion::V1 => FormatVersion::V1,
@@ -148,6 +156,24 @@ fn with_short_links(mut tree: Tree) -> Tree {
     for id in long {
         tree.set_content(id, Content::Symlink(vec![b's'; 1024].into()))
             .unwrap();
+    }
+    tree
+}
+
+/// Names every object of a tree by a SHA-512 digest.
+fn with_sha512_objects(mut tree: Tree) -> Tree {
+    let files: Vec<_> = tree.walk().map(|(_, id)| id).collect();
+    for id in files {
+        if let Content::File(FileContent::Object {
+            id: object @ ObjectId::Sha256(_),
+            size,
+        }) = tree.node(id).content.clone()
+        {
+            let twice: [u8; 64] = object.as_bytes().repeat(2).try_into().unwrap();
+            let id512 = ObjectId::Sha512(twice);
+            let content = Content::File(FileContent::Object { id: id512, size });
+            tree.set_content(id, content).unwrap();
+        }
     }
     tree
 }
@@ -180,6 +206,17 @@ proptest! {
                 prop_assert!(ours == theirs, "lengths {} and {}, first difference at {first:?}", ours.len(), theirs.len());
             }
         }
+    }
+
+    #[test]
+    fn so_do_images_whose_objects_have_sha512_names_and_they_are_read_back(
+        tree in any_tree().prop_map(with_short_links).prop_map(with_sha512_objects),
+    ) {
+        prop_assume!(!loses_attributes(&tree));
+        let (ours, _) = image(&tree, ErofsVersion::V1, HardLinks::Keep);
+        let theirs = oracle_of::<Sha512HashValue>(&tree, ErofsVersion::V1, HardLinks::Keep);
+        prop_assert!(ours == theirs);
+        prop_assert!(erofs::read(&ours).unwrap() == tree);
     }
 
     #[test]

@@ -7,5 +7,6 @@ mod layer;
 mod packages;
 mod refs;
 mod repair;
+mod shared_blocks;
 mod stat_cache;
 mod store;

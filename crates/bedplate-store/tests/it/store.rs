@@ -201,6 +201,33 @@ fn gc_removes_what_nothing_reaches_and_keeps_the_rest() {
 }
 
 #[test]
+fn a_store_of_sha512_names_is_a_store_like_others() {
+    let place = Place::new();
+    let format = place.store.path().join("format.json");
+    let text = fs::read_to_string(&format).unwrap();
+    assert!(text.contains("\"sha256\""), "{text}");
+    fs::write(&format, text.replace("\"sha256\"", "\"sha512\"")).unwrap();
+    let store = Store::open(place.store.path()).unwrap();
+    let place = Place { store, ..place };
+
+    let tree = place.path("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("large"), vec![7; 100_000]).unwrap();
+    fs::write(tree.join("small"), "x").unwrap();
+    let root = place.commit(&tree, "localhost/os:1");
+    assert_eq!(root.image.algorithm(), bedplate_model::Algorithm::Sha512);
+    assert!(place.findings().is_empty());
+    let copy = place.path("copy");
+    let stored = place.store.tree(&root).unwrap();
+    checkout(&place.store, &stored, &copy, CheckoutOptions::default()).unwrap();
+    assert_eq!(fs::read(copy.join("large")).unwrap(), vec![7; 100_000]);
+
+    place.untag("localhost/os:1");
+    place.store.gc(&GcPolicy::default(), false).unwrap();
+    assert_eq!(place.leftovers(), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn gc_takes_nothing_from_a_live_transaction() {
     let place = Place::new();
     let source = place.path("source");
