@@ -461,7 +461,7 @@ impl Store {
 }
 
 /// Returns how many bytes an item may have that is read whole.
-fn whole_max(item: Item) -> u64 {
+pub(crate) fn whole_max(item: Item) -> u64 {
     match item {
         Item::Blob(_) => BLOB_MAX,
         Item::Layer(_) | Item::Image(_) => METADATA_MAX,

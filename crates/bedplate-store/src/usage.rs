@@ -76,10 +76,10 @@ pub enum UsageError {
     #[error("cannot list the images of the store")]
     List(#[source] io::Error),
     /// An image could not be read.
-    #[error(transparent)]
+    #[error("cannot tell what each image takes")]
     Read(#[from] ReadStoreError),
     /// A ref or pin could not be read.
-    #[error(transparent)]
+    #[error("cannot tell which names hold which images")]
     Refs(#[from] RefsError),
 }
 

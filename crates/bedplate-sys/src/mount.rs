@@ -14,6 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
@@ -23,6 +24,9 @@ use rustix::mount::{
 };
 
 use crate::loopdev;
+
+/// What an image's mount has for its source: how it is known again.
+const SOURCE: &str = "bedplate";
 
 /// Whether overlayfs must find each object sealed with the digest that the image names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +176,7 @@ fn open_overlay(
         if with_verity {
             options.push(("verity", "require".into()));
         }
-        new_mount("overlay", Path::new("bedplate"), &options)
+        new_mount("overlay", Path::new(SOURCE), &options)
     };
     let with_verity = verity == Verity::Require;
     let mut refused = Errno::INVAL;
@@ -223,6 +227,36 @@ pub fn is_mount_point(at: &Path) -> io::Result<bool> {
     use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
     let stat = rustix::fs::statx(CWD, at, AtFlags::empty(), StatxFlags::empty())?;
     Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Returns whether what is mounted at a directory (the topmost, where there are several) was mounted by
+/// [`mount_image`]. The path is absolute, and no part of it is a link.
+pub fn is_image_mount(at: &Path) -> io::Result<bool> {
+    Ok(is_image_line(
+        &std::fs::read("/proc/self/mountinfo")?,
+        at.as_os_str().as_bytes(),
+    ))
+}
+
+/// Reads `mountinfo` (proc(5)): the place is the fifth word; type and source follow the word `-`.
+fn is_image_line(table: &[u8], at: &[u8]) -> bool {
+    let mut place = Vec::with_capacity(at.len());
+    for byte in at {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => place.extend(format!("\\{byte:03o}").bytes()),
+            _ => place.push(*byte),
+        }
+    }
+    let lines = table.split(|byte| *byte == b'\n');
+    let mut here = lines.filter_map(|line| {
+        let mut words = line.split(|byte| *byte == b' ');
+        if words.nth(4)? != place {
+            return None;
+        }
+        words.find(|word| *word == b"-")?;
+        Some((words.next()?, words.next()?))
+    });
+    here.next_back() == Some((b"overlay", SOURCE.as_bytes()))
 }
 
 /// Shows a directory at a second place.
@@ -317,6 +351,20 @@ fn fd_path_of(file: &impl std::os::fd::AsFd) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_told_from_what_others_mounted() {
+        let table = b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            90 22 0:50 / /mnt/an\\040image ro shared:5 - overlay bedplate ro,lowerdir=x\n\
+            91 22 0:51 / /mnt/other ro - overlay overlay ro\n\
+            92 22 0:52 / /mnt/covered ro - overlay bedplate ro\n\
+            93 92 0:53 / /mnt/covered rw - tmpfs bedplate rw\n";
+        assert!(is_image_line(table, b"/mnt/an image"));
+        for other in ["/", "/mnt/other", "/mnt/covered", "/mnt", ""] {
+            assert!(!is_image_line(table, other.as_bytes()), "{other}");
+        }
+    }
+
     use crate::namespace;
 
     /// Runs in a thread with mounts of its own, where the test may mount at all.

@@ -81,8 +81,8 @@ pub(crate) enum Verb {
     Serve(Serve),
     /// Remove what no name reaches
     ///
-    /// A name reaches its earlier images, too (`log` lists them): they stay unless --keep, --older-than or
-    /// --max-size says otherwise.
+    /// A name reaches its earlier images, too (`log` lists them): up to 100 stay unless --keep, --older-than
+    /// or --max-size says otherwise.
     Gc(Gc),
     /// Check every object, image and name of the store
     Fsck(Fsck),

@@ -9,7 +9,7 @@
 //! Invariants: a damaged file stays until its checked replacement is on the disk, and is replaced by one
 //! rename; nothing that is whole is fetched; a source that lies or fails changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write as _};
 use std::path::PathBuf;
@@ -29,10 +29,10 @@ use crate::erofs;
 use crate::item::Item;
 use crate::large::{self, LargeFile, Way};
 use crate::layer::{self, Layer};
-use crate::object::objects_of;
+use crate::object::{objects_of, sized_objects_of};
 use crate::refs::RefsError;
 use crate::refs::{Ref, RefTarget};
-use crate::store::{ReadStoreError, Sealing, Store};
+use crate::store::{ReadStoreError, Sealing, Store, whole_max};
 use crate::transaction;
 use crate::verity::Hasher;
 
@@ -99,6 +99,8 @@ pub struct Repair<'store> {
     /// The name of the directory below `tmp/`.
     name: String,
     directory: Lock,
+    /// How long the wanted objects are that images name: a source may offer anything under a name.
+    lengths: HashMap<ObjectId, u64>,
     state: Mutex<State>,
 }
 
@@ -221,6 +223,7 @@ impl<'store> Repair<'store> {
             store,
             name,
             directory,
+            lengths: lengths_of(store, &wanted),
             state: Mutex::new(State {
                 wanted,
                 ..State::default()
@@ -258,6 +261,11 @@ impl<'store> Repair<'store> {
         let mut check = Check::of(&item);
         let mut buffer = vec![0; BUFFER];
         let mut length = 0_u64;
+        let max = match item {
+            Item::Object(id) => self.lengths.get(&id).copied().unwrap_or(u64::MAX),
+            Item::Image(_) | Item::Layer(_) | Item::Blob(_) => whole_max(item),
+        };
+        let mut content = content.take(max.saturating_add(1));
         loop {
             let count = match content.read(&mut buffer) {
                 Ok(0) => break,
@@ -271,7 +279,7 @@ impl<'store> Repair<'store> {
             length = length.saturating_add(count as u64);
         }
         drop(file); // nobody may hold it open for writing when it is sealed
-        if !check.is(&item) {
+        if length > max || !check.is(&item) {
             return Ok(false);
         }
         self.seal(&item, &name)?;
@@ -438,6 +446,23 @@ impl Drop for Repair<'_> {
             let _ = files::remove_tree(&tmp, self.name.as_ref());
         }
     }
+}
+
+/// Reads the lengths of wanted objects from the images that can be read.
+fn lengths_of(store: &Store, wanted: &BTreeSet<Item>) -> HashMap<ObjectId, u64> {
+    let mut lengths = HashMap::new();
+    if !wanted.iter().any(|item| matches!(item, Item::Object(_))) {
+        return lengths;
+    }
+    for item in store.items().unwrap_or_default() {
+        let Item::Image(id) = item else { continue };
+        let Ok(tree) = store.image_tree(&id) else {
+            continue; // it is wanted itself
+        };
+        let named = sized_objects_of(&tree).into_iter();
+        lengths.extend(named.filter(|(id, _)| wanted.contains(&Item::Object(*id))));
+    }
+    lengths
 }
 
 /// Computes the digest that an item is named by.

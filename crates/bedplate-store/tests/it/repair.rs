@@ -154,3 +154,27 @@ fn an_image_that_comes_back_brings_the_objects_that_nobody_missed() {
     assert!(report.left.is_empty());
     assert_eq!(findings(&bad, false), Vec::<String>::new());
 }
+
+#[test]
+fn a_source_that_offers_more_than_the_image_says_is_not_read_to_its_end() {
+    let place = tempfile::tempdir().unwrap();
+    let (damaged, root) = store(place.path(), "damaged");
+    let (hostile, _) = store(place.path(), "hostile");
+    let object = objects_of(&damaged.tree(&root).unwrap())[0];
+    let path = Item::Object(object).path();
+    fs::remove_file(damaged.path().join(&path)).unwrap();
+    let offered = hostile.path().join(&path);
+    fs::remove_file(&offered).unwrap();
+    let grown = fs::File::create(&offered).unwrap();
+    grown.set_len(1 << 42).unwrap(); // hours to read
+
+    let source = StoreSource::new(hostile);
+    let report = damaged.repair(&[&source]).unwrap();
+    assert!(report.repaired.is_empty());
+    assert!(
+        report
+            .left
+            .iter()
+            .any(|finding| finding.wanted() == Some(Item::Object(object)))
+    );
+}

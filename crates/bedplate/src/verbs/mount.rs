@@ -40,6 +40,10 @@ pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Res
         }
         .into());
     }
+    // What the kernel does not check while it reads is checked once: the image, not the objects.
+    if !arguments.verity {
+        store.tree(&target.root).with_context(attempted)?;
+    }
     let image = store.image_file(&target.root).with_context(attempted)?;
     let how = ImageMount {
         verity: if arguments.verity {
@@ -70,6 +74,16 @@ pub(super) fn umount(arguments: &Umount, context: &mut Context<'_>) -> anyhow::R
         return Err(Refusal::usage(
             format!("{}: nothing is mounted there", attempted()),
             "`findmnt` lists what is mounted where",
+        )
+        .into());
+    }
+    if !mount::is_image_mount(&at).with_context(attempted)? {
+        return Err(Refusal::usage(
+            format!(
+                "{}: what is mounted there is no image of bedplate's",
+                attempted()
+            ),
+            "`umount` takes off what others mounted",
         )
         .into());
     }

@@ -1,5 +1,7 @@
 //! Trees in the store: commit, checkout, import, export, digest, tag, images, ls, cat, diff, gc, fsck.
 
+use std::process::Command;
+
 use crate::sandbox::{Sandbox, listing};
 
 #[test]
@@ -48,7 +50,7 @@ fn an_export_imports_as_the_same_image() {
     let digest = sandbox.good("commit tree os:v1");
     sandbox.good("export os:v1 -o os.tar");
     assert_eq!(sandbox.good("import os.tar os:v2"), digest);
-    std::process::Command::new("gzip")
+    Command::new("gzip")
         .arg(sandbox.path("os.tar"))
         .status()
         .unwrap();
@@ -291,6 +293,31 @@ fn a_mounted_image_is_the_committed_directory_and_gc_leaves_it_alone() {
         run.stderr
     );
     assert_eq!(sandbox.json("gc --json")["removed"], 2);
+
+    let at = sandbox.path("at");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "other"])
+        .arg(&at)
+        .status();
+    assert!(mounted.unwrap().success());
+    let run = sandbox.run("umount at");
+    assert_eq!(run.code, 2, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("no image of bedplate's"),
+        "{}",
+        run.stderr
+    );
+    assert!(Command::new("umount").arg(&at).status().unwrap().success());
+
+    sandbox.good("commit tree os:v2");
+    let images = std::fs::read_dir(sandbox.path("store/images")).unwrap();
+    let image = images.map(|entry| entry.unwrap().path()).next().unwrap();
+    let mut bytes = std::fs::read(&image).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::remove_file(&image).unwrap();
+    std::fs::write(&image, bytes).unwrap();
+    let run = sandbox.run("mount os:v2 at");
+    assert_eq!(run.code, 5, "a damaged image is not shown: {}", run.stderr);
 }
 
 #[test]
@@ -398,7 +425,7 @@ fn what_cannot_be_meant_is_said_with_what_helps() {
     std::fs::create_dir(&archive).unwrap();
     std::fs::write(archive.join("manifest.json"), "[]").unwrap();
     std::fs::create_dir(sandbox.path("abcdef")).unwrap();
-    let packed = std::process::Command::new("tar")
+    let packed = Command::new("tar")
         .args(["-C", "archive", "-cf", "archive.tar", "manifest.json"])
         .current_dir(sandbox.path("."))
         .status();
