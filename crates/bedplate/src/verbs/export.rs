@@ -1,7 +1,7 @@
 //! `export`: writes an image as a tar file or stream, with every attribute; contents are checked.
 
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal as _};
+use std::io::{self, BufWriter, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -25,6 +25,18 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
         }
     };
     match &export.output {
+        // A device or a pipe is written to: a rename would put a file in its place.
+        Some(path) if is_special(path) => {
+            let write = || -> anyhow::Result<()> {
+                let file = File::options().write(true).open(path)?;
+                let mut out = BufWriter::with_capacity(BUFFER, file);
+                write_tar(&tree, &open, &mut out)?;
+                Ok(out.flush()?)
+            };
+            write()
+                .with_context(|| format!("cannot write {}", path.display()))
+                .with_context(attempted)?;
+        }
         Some(path) => {
             // The file has its name only when it is whole; what a failure leaves says so by its name.
             let part = part_of(path);
@@ -50,6 +62,12 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
         None => write_tar(&tree, &open, &mut context.out).with_context(attempted)?,
     }
     Ok(Answer::Yes)
+}
+
+/// Returns whether something is there that is neither a file nor a directory.
+fn is_special(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
 /// Returns the name that a file has while it is written.

@@ -5,6 +5,31 @@ use std::process::Command;
 use crate::sandbox::{Sandbox, listing};
 
 #[test]
+fn an_export_into_a_pipe_leaves_the_pipe_there() {
+    use std::os::unix::fs::FileTypeExt as _;
+    let sandbox = Sandbox::new();
+    let tree = sandbox.path("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), "x").unwrap();
+    sandbox.good("commit tree os:v1");
+    let pipe = sandbox.path("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).unwrap()
+    });
+    sandbox.good("export os:v1 -o pipe");
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    assert!(reader.join().unwrap().len() >= 1024);
+}
+
+#[test]
 fn a_commit_prints_the_digest_that_digest_prints() {
     let sandbox = Sandbox::new();
     sandbox.tree("tree");
