@@ -35,9 +35,6 @@ use crate::refs::{RefDocument, RefTarget, RefsError};
 use crate::store::{ReadStoreError, Store};
 use crate::work;
 
-/// How many items one thread takes at a time.
-const CHUNK: usize = 64;
-
 /// What is kept besides what names point at now, and pins and live transactions hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GcPolicy {
@@ -258,7 +255,7 @@ impl Store {
     }
 
     fn remove_items(&self, items: &[Item]) -> Result<(), GcError> {
-        work::run_waiting(items.chunks(CHUNK).collect(), |items, _| {
+        work::run_waiting(items.chunks(work::CHUNK).collect(), |items, _| {
             for item in items {
                 match rustix::fs::unlinkat(self.root(), item.path(), AtFlags::empty()) {
                     // Or somebody removed it by hand.
@@ -273,7 +270,7 @@ impl Store {
     /// Looks up the bytes of items.
     fn sized(&self, items: &[Item]) -> Vec<(Item, u64)> {
         let sized = Mutex::new(Vec::with_capacity(items.len()));
-        let chunks = items.chunks(CHUNK).enumerate().collect();
+        let chunks = items.chunks(work::CHUNK).enumerate().collect();
         work::each_waiting(chunks, &|(number, items): (usize, &[Item])| {
             let chunk: Vec<_> = items
                 .iter()

@@ -98,9 +98,6 @@ struct Tally {
     images: Vec<ImageUsage>,
 }
 
-/// How many items one thread looks up at a time.
-const CHUNK: usize = 64;
-
 impl Usage {
     fn add(&mut self, item: Item, stat: &Stat) {
         let (count, bytes) = match item {
@@ -121,7 +118,7 @@ impl Store {
     pub fn usage(&self) -> io::Result<Usage> {
         let usage: Mutex<Usage> = Mutex::default();
         let items = self.items()?;
-        work::each_waiting(items.chunks(CHUNK).collect(), &|items: &[Item]| {
+        work::each_waiting(items.chunks(work::CHUNK).collect(), &|items: &[Item]| {
             let stat = |item: &Item| {
                 let stat = rustix::fs::statat(self.root(), item.path(), AtFlags::SYMLINK_NOFOLLOW);
                 // Or it was collected since the directory was read.

@@ -11,6 +11,9 @@ use std::thread;
 /// More threads than this only wait for one another's directories.
 const THREADS_MAX: usize = 16;
 
+/// How many items a job looks up or removes that waits for the disk at each.
+pub(crate) const CHUNK: usize = 64;
+
 /// How many threads keep a disk busy that is asked for one inode after the other.
 const THREADS_WAITING: usize = 8;
 

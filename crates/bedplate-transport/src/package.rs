@@ -226,14 +226,7 @@ impl Contents for Named {
             return self.put_bytes(&bytes);
         }
         let (id, found) = verity::digest_reader(self.0, content).map_err(PutError::Read)?;
-        if found == size {
-            Ok(FileContent::Object { id, size })
-        } else {
-            Err(PutError::WrongSize {
-                wanted: size,
-                found,
-            })
-        }
+        object(id, size, found)
     }
 
     fn put_sparse(&self, data: &mut dyn Read, map: &SparseMap) -> Result<FileContent, PutError> {
@@ -242,14 +235,7 @@ impl Contents for Named {
             return self.put(&mut map.expand(data), size);
         }
         let (id, found) = map.digest(self.0, data).map_err(PutError::Read)?;
-        if found == size {
-            Ok(FileContent::Object { id, size })
-        } else {
-            Err(PutError::WrongSize {
-                wanted: size,
-                found,
-            })
-        }
+        object(id, size, found)
     }
 
     fn put_bytes(&self, bytes: &[u8]) -> Result<FileContent, PutError> {
@@ -259,6 +245,18 @@ impl Contents for Named {
         Ok(FileContent::Object {
             id: verity::digest(self.0, bytes),
             size: bytes.len() as u64,
+        })
+    }
+}
+
+/// Names a content that was hashed, if it was as long as it should be.
+fn object(id: bedplate_model::ObjectId, size: u64, found: u64) -> Result<FileContent, PutError> {
+    if found == size {
+        Ok(FileContent::Object { id, size })
+    } else {
+        Err(PutError::WrongSize {
+            wanted: size,
+            found,
         })
     }
 }

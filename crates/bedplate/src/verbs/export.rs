@@ -1,7 +1,7 @@
 //! `export`: writes an image as a tar file or stream, with every attribute; contents are checked.
 
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -24,14 +24,17 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
             Err(error) => Err(io::Error::other(error)),
         }
     };
+    let write_into = |file: File| -> anyhow::Result<File> {
+        let mut out = BufWriter::with_capacity(BUFFER, file);
+        write_tar(&tree, &open, &mut out)?;
+        Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?)
+    };
     match &export.output {
         // A device or a pipe is written to: a rename would put a file in its place.
         Some(path) if is_special(path) => {
             let write = || -> anyhow::Result<()> {
-                let file = File::options().write(true).open(path)?;
-                let mut out = BufWriter::with_capacity(BUFFER, file);
-                write_tar(&tree, &open, &mut out)?;
-                Ok(out.flush()?)
+                write_into(File::options().write(true).open(path)?)?;
+                Ok(())
             };
             write()
                 .with_context(|| format!("cannot write {}", path.display()))
@@ -41,11 +44,7 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
             // The file has its name only when it is whole; what a failure leaves says so by its name.
             let part = part_of(path);
             let write = || -> anyhow::Result<()> {
-                let mut out = BufWriter::with_capacity(BUFFER, File::create(&part)?);
-                write_tar(&tree, &open, &mut out)?;
-                out.into_inner()
-                    .map_err(io::IntoInnerError::into_error)?
-                    .sync_all()?;
+                write_into(File::create(&part)?)?.sync_all()?;
                 Ok(durable::rename(&part, path)?)
             };
             write()
