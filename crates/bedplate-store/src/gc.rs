@@ -24,7 +24,7 @@ use std::sync::{Mutex, PoisonError};
 use bedplate_model::oci::Config;
 use bedplate_model::{ImageName, ObjectId, Sha256};
 use bedplate_sys::lock::Lock;
-use bedplate_sys::{durable, files, space};
+use bedplate_sys::{durable, files};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
@@ -173,21 +173,24 @@ impl Store {
         // Names forget before the images go, so that a history names nothing that is not there; only on a
         // full disk afterwards, when there is room to write a shorter one. Until then it reads as gone.
         let forgot = match self.forget(&refs, &report.forgotten) {
-            Err(RefsError::Write { source, .. }) if space::is_full(&source) => false,
+            Err(error) if error.is_full() => false,
             other => other.map(|()| true).map_err(GcError::Refs)?,
         };
         self.remove(&report.removed)?;
-        if !forgot {
-            self.forget(&refs, &report.forgotten)
-                .map_err(GcError::Refs)?;
-        }
-        drop(lock);
         self.empty_trash()?;
         let tmp = files::open_directory(self.root(), "tmp".as_ref())
             .map_err(self.gc_failed("open tmp/"))?;
         for (name, _held) in &transactions.dead {
             files::remove_tree(&tmp, name).map_err(self.gc_failed("remove a dead transaction"))?;
         }
+        if !forgot {
+            match self.forget(&refs, &report.forgotten) {
+                // Only a journal waits to be finished: that is for the next change of a ref.
+                Err(error) if error.is_full() && report.forgotten.is_empty() => {}
+                other => other.map_err(GcError::Refs)?,
+            }
+        }
+        drop(lock);
         Ok(report)
     }
 

@@ -29,11 +29,12 @@ const DIRECTORIES: [&str; 9] = [
     "objects", "images", "layers", "blobs", "refs", "pins", "index", "tmp", "trash",
 ];
 /// Files of a store beside its description.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "lock",
     "sealed",
     "journal",
     "journal.new",
+    "journal.done",
     "journal.stale",
     "journal.damaged",
 ];

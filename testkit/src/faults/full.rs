@@ -23,10 +23,15 @@ pub enum Disk {
 
 /// The size of the disk, in bytes.
 const SIZE: u64 = 32 << 20;
+/// Room enough for any operation, in bytes.
+const MOST: u64 = 6 << 20;
+/// Room enough for the names of any operation, in bytes.
+const NAMES: u64 = 64 << 10;
 /// What takes the room away.
 const BALLAST: &str = "ballast";
 
-/// Tries an operation with each of `steps` amounts of room, from none at all to more than enough.
+/// Tries an operation with each of `steps` amounts of room, from none at all to more than enough. Whatever came
+/// of it, the disk stays as full as it was, and a gc has to succeed.
 pub fn fill(bench: &Bench, operation: &Operation, disk: Disk, steps: u64) -> Result<Tally> {
     let place = bench.memory.path().join("full");
     fs::create_dir_all(&place).context("making a directory for the disk")?;
@@ -42,10 +47,8 @@ pub fn fill(bench: &Bench, operation: &Operation, disk: Disk, steps: u64) -> Res
     let root = mounted.path();
     let stores = Stores::prepare(bench, operation, root)?;
     let mut tally = Tally::default();
-    let most = 6 << 20;
     let mut enough = false;
-    for step in 0..=steps {
-        let room = most * step / steps;
+    for room in rooms(steps) {
         let seen = stores
             .reset_and(|store| {
                 take_all_but(room, root)?;
@@ -53,6 +56,11 @@ pub fn fill(bench: &Bench, operation: &Operation, disk: Disk, steps: u64) -> Res
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 let left = fs::read_dir(store.join("store/tmp")).map_or(0, Iterator::count);
                 enough = output.status.success();
+                if !operation.makes_room {
+                    let gc = bench.program.try_run(store, "gc")?;
+                    let told = String::from_utf8_lossy(&gc.stderr);
+                    ensure!(gc.status.success(), "gc fails after it: {told}");
+                }
                 fs::remove_file(root.join(BALLAST)).context("giving room back")?;
                 if !output.status.success() {
                     ensure!(!operation.makes_room, "it cannot make room: {said}");
@@ -75,8 +83,17 @@ pub fn fill(bench: &Bench, operation: &Operation, disk: Disk, steps: u64) -> Res
             })?;
         tally.add(seen);
     }
-    ensure!(enough, "{most} bytes were not enough");
+    ensure!(enough, "{MOST} bytes were not enough");
     Ok(tally)
+}
+
+/// Returns amounts of room: every second one in the range in which names are written, the others up to more
+/// than enough.
+fn rooms(steps: u64) -> Vec<u64> {
+    let few = steps / 2;
+    let names = (0..few).map(|step| NAMES * step / few);
+    let bytes = (0..=steps - few).map(|step| MOST * step / (steps - few));
+    names.chain(bytes).collect()
 }
 
 /// Writes until the disk is full, then gives `room` bytes back.

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! one      tmp/<txn>/ref-0 ─ fsync ─ rename → refs/<name>             the commit point
-//! several  journal.new ─ fsync ─ rename → journal, fsync              the commit point
-//!          each document → refs/<name>, fsync; then the journal says that it is done
+//! several  refs/<name>.new, journal.done, journal.new ─ sync
+//!          rename journal.new → journal, fsync                        the commit point
+//!          rename each <name>.new → <name>, fsync; rename journal.done → journal, fsync
 //! readers  journal, then refs/<name>: what a journal says counts until it is done
 //! ```
 //!
@@ -12,7 +13,8 @@
 //! where a ref has become something else meanwhile.
 //!
 //! Invariants: a change of several refs is seen whole or not at all, at any time and after a power cut;
-//! a journal is never taken up again after a later change, whoever made it.
+//! a journal is never taken up again after a later change, whoever made it. What follows a commit point needs
+//! no room: on a full disk a change fails before it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,7 +25,7 @@ use std::path::PathBuf;
 use bedplate_model::format::FormatHeader;
 use bedplate_model::{ImageName, Sha256};
 use bedplate_sys::lock::Lock;
-use bedplate_sys::{durable, files, space};
+use bedplate_sys::{durable, files};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -41,6 +43,8 @@ const JOURNAL_MAX: u64 = 256 << 20;
 const PART: &str = "ref-0";
 /// Its name until it is on the disk.
 const JOURNAL_PART: &str = "journal.new";
+/// The name of the one that says that it is done, until it is.
+const JOURNAL_DONE: &str = "journal.done";
 /// The name of one that was overtaken.
 const JOURNAL_STALE: &str = "journal.stale";
 /// What a journal says of a ref that was not there.
@@ -132,20 +136,32 @@ impl RefChanges {
     /// Changes the refs, all of which are removals: this needs no transaction, and on a full disk no room.
     pub(crate) fn remove(self, store: &Store) -> Result<(), RefsError> {
         let changing = store.lock_refs()?;
-        let generation = changing.finish_journal()?;
         let one = |(name, _): &(ImageName, Option<RefTarget>)| {
             changing.one(name, None, changing.refs.as_fd(), None, true)
+        };
+        let generation = match changing.finish_journal() {
+            // What it does not name is not its business, and may make the room.
+            Err(error) if error.is_full() && !self.is_named_by(store.journal()?.as_ref()) => {
+                return self.changes.iter().try_for_each(one);
+            }
+            other => other?,
         };
         match &self.changes[..] {
             [] => Ok(()),
             [only] => one(only),
             changes => match changing.several(changes, generation.wrapping_add(1)) {
-                Err(RefsError::Write { source, .. }) if space::is_full(&source) => {
-                    changes.iter().try_for_each(one)
-                }
+                Err(error) if error.is_full() => changes.iter().try_for_each(one),
                 other => other,
             },
         }
+    }
+
+    /// Returns whether a journal says something of one of the refs.
+    fn is_named_by(&self, journal: Option<&Journal>) -> bool {
+        journal.is_some_and(|journal| {
+            let mut names = self.changes.iter().map(|(name, _)| name);
+            names.any(|name| journal.document(name).is_some())
+        })
     }
 }
 
@@ -298,7 +314,7 @@ impl Changing<'_> {
                 .and_then(|()| rustix::fs::fsync(root))
                 .map_err(|error| self.store.journal_error(error.into()))?;
         } else if !journal.is_done() {
-            self.apply(&journal)?;
+            self.finish(&journal)?;
         }
         Ok(journal.generation)
     }
@@ -356,59 +372,88 @@ impl Changing<'_> {
                     .map(|target| RefDocument::replacing(old.as_deref(), name, target)),
             });
         }
-        self.publish(&journal)
-            .map_err(|source| self.store.journal_error(source))?;
+        let published = self.stage(&journal).and_then(|()| self.publish(&journal));
+        if published.is_err() {
+            self.unstage(&journal);
+        }
+        published.map_err(|source| self.store.journal_error(source))?;
         // It is done, and every reader sees it. What fails from here on is finished by whoever changes a
         // ref next, and they are told why where they cannot.
         let _ = self.apply(&journal);
         Ok(())
     }
 
+    /// Writes all that [`Changing::apply`] needs, unless it is there.
+    fn stage(&self, journal: &Journal) -> io::Result<()> {
+        for document in journal.documents() {
+            let (refs, bytes) = (self.refs.as_fd(), document.to_bytes());
+            if !holds(refs, &file_name(&document.name), &bytes) {
+                write_anew(refs, &new_name(&document.name), &bytes)?;
+            }
+        }
+        let done = journal.done().to_bytes();
+        write_anew(self.store.root().as_fd(), JOURNAL_DONE, &done)
+    }
+
+    /// Removes what a change that failed has staged, as far as it can.
+    fn unstage(&self, journal: &Journal) {
+        for document in journal.documents() {
+            let _ = remove(self.refs.as_fd(), &new_name(&document.name));
+        }
+        for name in [JOURNAL_DONE, JOURNAL_PART] {
+            let _ = remove(self.store.root().as_fd(), name);
+        }
+    }
+
     /// Writes a journal and gives it its name, durably.
     fn publish(&self, journal: &Journal) -> io::Result<()> {
         let root = self.store.root();
-        remove(root.as_fd(), JOURNAL_PART)?;
-        write(root.as_fd(), JOURNAL_PART, &journal.to_bytes())?;
-        sync(root.as_fd(), JOURNAL_PART)?; // 1. the bytes are on the disk …
+        write_anew(root.as_fd(), JOURNAL_PART, &journal.to_bytes())?;
+        durable::sync_filesystem(root)?; // 1. these bytes and the staged ones are on the disk …
         rustix::fs::renameat(root, JOURNAL_PART, root, JOURNAL)?; // 2. … before they count …
         Ok(rustix::fs::fsync(root)?) // 3. … and so is the name.
     }
 
-    /// Puts every document of a journal into its place, and says that it is done.
+    /// Puts every document of a journal into its place, and says that it is done. What is staged is on the
+    /// disk.
     fn apply(&self, journal: &Journal) -> Result<(), RefsError> {
+        let refs = self.refs.as_fd();
         for JournalEntry { name, document, .. } in &journal.refs {
             let file = file_name(name);
             let failed = |source| self.store.ref_write_error(name, source);
             match document {
-                Some(document) => self.replace(&file, &document.to_bytes()).map_err(failed)?,
-                None => remove(self.refs.as_fd(), &file).map_err(failed)?,
+                Some(document) if holds(refs, &file, &document.to_bytes()) => {}
+                Some(_) => rustix::fs::renameat(refs, new_name(name), refs, file)
+                    .map_err(|error| failed(error.into()))?,
+                None => remove(refs, &file).map_err(failed)?,
             }
         }
-        let done = Journal {
-            refs: Vec::new(),
-            ..journal.clone()
-        };
-        let finish = || -> io::Result<()> {
-            // The journal says "done" only when its refs are on the disk.
-            rustix::fs::fsync(&self.refs)?;
-            self.publish(&done)
-        };
-        finish().map_err(|source| self.store.journal_error(source))
+        let root = self.store.root();
+        // The journal says "done" only when its refs are on the disk.
+        rustix::fs::fsync(refs)
+            .and_then(|()| rustix::fs::renameat(root, JOURNAL_DONE, root, JOURNAL))
+            .and_then(|()| rustix::fs::fsync(root))
+            .map_err(|error| self.store.journal_error(error.into()))
+    }
+
+    /// Finishes a journal that a crash, or an older version on a full disk, left.
+    fn finish(&self, journal: &Journal) -> Result<(), RefsError> {
+        self.stage(journal)
+            .and_then(|()| durable::sync_filesystem(self.refs.as_fd()))
+            .map_err(|source| self.store.journal_error(source))?;
+        self.apply(journal)
     }
 
     /// Replaces documents that need not change together, with one wait for the disk.
     pub(crate) fn rewrite(&self, documents: &[RefDocument]) -> Result<(), RefsError> {
         let rewrite = || -> io::Result<()> {
             let refs = self.refs.as_fd();
-            let names: Vec<String> = documents.iter().map(|it| file_name(&it.name)).collect();
-            for (document, name) in documents.iter().zip(&names) {
-                let new = format!("{name}.new");
-                remove(refs, &new)?;
-                write(refs, &new, &document.to_bytes())?;
+            for document in documents {
+                write_anew(refs, &new_name(&document.name), &document.to_bytes())?;
             }
             durable::sync_filesystem(refs)?; // 1. every byte is on the disk …
-            for name in &names {
-                rustix::fs::renameat(refs, format!("{name}.new"), refs, name)?; // 2. … before it counts.
+            for RefDocument { name, .. } in documents {
+                rustix::fs::renameat(refs, new_name(name), refs, file_name(name))?; // 2. … before it counts.
             }
             Ok(rustix::fs::fsync(refs)?)
         };
@@ -420,15 +465,6 @@ impl Changing<'_> {
             source,
         })
     }
-
-    /// Replaces the file of a ref; its name is on the disk once `refs/` is synced.
-    fn replace(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
-        let new = format!("{file}.new");
-        remove(self.refs.as_fd(), &new)?;
-        write(self.refs.as_fd(), &new, bytes)?;
-        sync(self.refs.as_fd(), &new)?;
-        Ok(rustix::fs::renameat(&self.refs, &new, &self.refs, file)?)
-    }
 }
 
 impl Journal {
@@ -439,6 +475,14 @@ impl Journal {
                 ..self.clone()
             })
         })
+    }
+
+    /// Returns the journal that says that everything is in its place.
+    fn done(&self) -> Self {
+        Self {
+            refs: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// Returns whether everything is in its place.
@@ -467,6 +511,25 @@ fn before_of(bytes: Option<&[u8]>) -> String {
         Some(bytes) => sha256(bytes).to_string(),
         None => NOTHING.to_owned(),
     }
+}
+
+/// The name of a ref's next file, until it counts.
+fn new_name(name: &ImageName) -> String {
+    format!("{}.new", file_name(name))
+}
+
+/// Writes a file that may be there: then it is as it has to be, or left over.
+fn write_anew(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    if holds(directory, name, bytes) {
+        return Ok(());
+    }
+    remove(directory, name)?;
+    write(directory, name, bytes)
+}
+
+/// Returns whether a file has exactly these bytes.
+fn holds(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> bool {
+    files::read_file(directory, name.as_ref(), bytes.len() as u64).is_ok_and(|there| there == bytes)
 }
 
 fn write(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {

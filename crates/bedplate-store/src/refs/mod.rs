@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use bedplate_model::format::FormatError;
 use bedplate_model::image::Revision;
 use bedplate_model::{ImageName, RootDigest, Sha256};
-use bedplate_sys::files;
+use bedplate_sys::{files, space};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -190,6 +190,13 @@ pub enum RefsError {
     /// The image is not in the store.
     #[error("the store has no image {0}")]
     NoImage(RootDigest),
+}
+
+impl RefsError {
+    /// Returns whether the disk is full, and nothing else is wrong.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Write { source, .. } if space::is_full(source))
+    }
 }
 
 /// Returns the name that a ref is kept under: the tag, or the digest where there is no tag.
