@@ -3,12 +3,14 @@
 //!
 //! ```text
 //! tree 1 ─ build ─ push ─┐                   ┌─ pull (nobody) ─ install ─ disk.img ─ boot 1
-//! tree 2 ─ build ─ push ─┴─ bedplate serve ──┴─ upgrade (in the machine) ─ boot 2 ─ rollback ─ boot 1
+//! tree 2 ─ build ─ push ─┤  bedplate serve   ├─ upgrade (in the machine) ─ boot 2 ─ rollback ─ boot 1
+//! broken ─ build ─ push ─┘                   └─ upgrade ─ boot 3, three times ─ boot 1 by itself
 //! ```
 //!
 //! Everything is done with the `bedplate` command line alone. Whatever the story says was checked: a
 //! statement that does not hold ends it.
 
+mod broken;
 mod narrator;
 mod people;
 
@@ -100,6 +102,7 @@ pub(crate) fn tell(voice: Voice, keep: bool) -> Result<()> {
             machine.serial_tail(50)
         );
     }
+    stage.forget_broken_tree()?;
     course?;
     drop(machine);
     drop(registry);
@@ -307,6 +310,7 @@ impl Stage {
             "echo 'Mind the lathe.' >/etc/motd",
             "useradd --create-home --uid 1500 anna",
             "echo 'oiled on Monday' >/var/lib/logbook",
+            "mkdir /etc/bedplate && printf '[health]\\nprobation = \"5s\"\\n' >/etc/bedplate/machine.toml",
             "echo 'buy oil' >/home/anna/list && chown anna /home/anna/list",
         ] {
             narrator.guest(machine, script)?;
@@ -340,7 +344,7 @@ impl Stage {
         let gone = machine.run("test -e /usr/bin/htop")?;
         ensure!(gone.code == 1, "version 1 has version 2's programs in /usr");
         narrator.fact("/usr is the old one: htop is gone");
-        Ok(())
+        self.break_and_heal(narrator, machine, published, registry)
     }
 }
 

@@ -5,6 +5,8 @@
 //! /usr/lib/bedplate/bedplate-init                PID 1 of the initramfs, to make others from
 //! /usr/lib/modules/<release>/initramfs.img       made from both and the tree's kernel modules
 //! /usr/lib/systemd/system/bedplate-*.service     enabled by links, so that no preset decides
+//! /usr/lib/systemd/system/boot-complete.target.d/50-bedplate.conf    a gate that hangs fails
+//! /usr/lib/systemd/system.conf.d/50-bedplate.conf                     a machine that hangs restarts
 //! /usr/lib/systemd/system/systemd-bless-boot.service → /dev/null
 //! ```
 
@@ -15,7 +17,7 @@ use crate::edit::{EditError, Editor};
 const UNITS: &str = "usr/lib/systemd/system";
 
 /// The units that come with the program: name and text.
-const OUR_UNITS: [(&str, &str); 4] = [
+const OUR_UNITS: [(&str, &str); 6] = [
     (
         "bedplate-finalize.service",
         include_str!("../../../dist/units/bedplate-finalize.service"),
@@ -29,8 +31,28 @@ const OUR_UNITS: [(&str, &str); 4] = [
         include_str!("../../../dist/units/bedplate-grow.service"),
     ),
     (
+        "bedplate-heal.service",
+        include_str!("../../../dist/units/bedplate-heal.service"),
+    ),
+    (
+        "bedplate-health.service",
+        include_str!("../../../dist/units/bedplate-health.service"),
+    ),
+    (
         "bedplate-prove.service",
         include_str!("../../../dist/units/bedplate-prove.service"),
+    ),
+];
+
+/// Settings of the service manager that come with the program: path and text.
+const OUR_SETTINGS: [(&str, &str); 2] = [
+    (
+        "usr/lib/systemd/system/boot-complete.target.d/50-bedplate.conf",
+        include_str!("../../../dist/units/boot-complete.target.conf"),
+    ),
+    (
+        "usr/lib/systemd/system.conf.d/50-bedplate.conf",
+        include_str!("../../../dist/units/manager.conf"),
     ),
 ];
 
@@ -49,6 +71,9 @@ pub fn add(editor: &mut Editor<'_>, program: &[u8], init: &[u8]) -> Result<(), E
                 &format!("../{name}"),
             )?;
         }
+    }
+    for (path, text) in OUR_SETTINGS {
+        editor.file(path, 0o644, text.as_bytes())?;
     }
     editor.symlink(&format!("{UNITS}/{MASKED}"), "/dev/null")?;
     Ok(())

@@ -18,6 +18,7 @@ use bedplate_model::layout;
 use bedplate_sys::mount::{self, Access};
 use bedplate_sys::namespace;
 
+use crate::config::Config;
 use crate::esp::RootDisk;
 
 /// What a verb takes from the machine that it works on.
@@ -83,7 +84,7 @@ impl Writes for () {
 
 impl Host {
     /// Returns the host that this program runs on.
-    pub fn this_machine(now: i64) -> Self {
+    pub fn this_machine(now: i64, config: &Config) -> Self {
         Self {
             root: layout::SYSROOT.into(),
             run: Path::new(layout::BOOTED)
@@ -91,6 +92,7 @@ impl Host {
                 .map_or_else(PathBuf::new, Path::to_owned),
             now,
             settings: Settings {
+                tries: config.health.tries,
                 unsealed_allowed: unsealed_allowed(Path::new("/proc/cmdline")),
                 ..Settings::default()
             },

@@ -14,6 +14,8 @@
 //! | [`machine`] | the record, what was booted and the boot partition brought together |
 //! | [`settle`] | the decision what to do next, as a pure function |
 //! | [`stage`], [`finalize`], [`rollback`], [`status`] | the verbs |
+//! | [`health`] | the gate between trial and proven, and healing |
+//! | [`config`] | `machine.toml` |
 //! | [`etc`] | /etc, merged three ways |
 //! | [`bootable`] | what boots an image |
 //! | [`install`], [`grow`] | a new disk |
@@ -23,11 +25,13 @@
 //! from it. Cut anywhere, a machine boots the old system or the new one.
 
 pub mod bootable;
+pub mod config;
 pub mod esp;
 pub mod etc;
 pub mod finalize;
 pub mod firmware;
 pub mod grow;
+pub mod health;
 pub mod host;
 pub mod install;
 pub mod machine;

@@ -25,6 +25,7 @@ use bedplate_sys::{durable, files};
 use serde::Deserialize;
 
 use crate::bootable::{Bootable, BootableError};
+use crate::health;
 use crate::host::Host;
 use crate::record_file::{self, ReadRecordError, WriteRecordError};
 use crate::settle::{self, Gate, Seen, Step};
@@ -98,12 +99,19 @@ impl<'a> Machine<'a> {
         Ok(record_file::read(&self.host.root)?)
     }
 
-    /// Proves the booted deployment: its health gate passed. Completes or undoes first what was
-    /// interrupted, and removes what nothing needs any more.
-    pub fn prove(&self, store: &Store) -> Result<Proved, MachineError> {
+    /// Proves the booted deployment: its health gate passed, with these units failed. Completes or undoes
+    /// first what was interrupted, and removes what nothing needs any more.
+    pub fn prove(&self, store: &Store, failed_units: &[String]) -> Result<Proved, MachineError> {
         let _lock = self.lock()?;
         let before = self.record()?;
-        let record = self.settle(store, Gate::Passed)?;
+        let mut record = self.settle(store, Gate::Passed)?;
+        let known = &failed_units[..failed_units.len().min(health::KNOWN_MAX)];
+        if let Some(deployment) = record.deployment_mut(self.booted.deployment)
+            && deployment.failed_units != known
+        {
+            known.clone_into(&mut deployment.failed_units);
+            self.write(&record)?;
+        }
         self.sweep(store, &record)?;
         Ok(Proved { before, record })
     }

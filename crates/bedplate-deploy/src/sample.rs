@@ -27,6 +27,8 @@ pub(crate) fn deployment(digit: u8, state: State, base: Option<u8>) -> Deploymen
         state,
         reason: None,
         base: base.map(id),
+        failure: None,
+        failed_units: Vec::new(),
         created: 1_700_000_000,
         signature: None,
     }

@@ -14,10 +14,14 @@
 
 use bedplate_boot::entry::EntryName;
 use bedplate_boot::render::{self, Observed, Plan, PlanError, Settings};
-use bedplate_model::record::{BadVersion, Deployment, DeploymentId, Intent, Record, State};
+use bedplate_model::record::{
+    BadVersion, Deployment, DeploymentId, Failure, Intent, Record, State,
+};
 
 /// How many bad versions are remembered: the oldest is forgotten then.
 const BAD_KEPT: usize = 16;
+/// How many of them keep what their checks printed.
+const OUTPUTS_KEPT: usize = 4;
 
 /// Whether the booted deployment's health gate passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +61,7 @@ pub enum Step {
         /// The deployment.
         deployment: DeploymentId,
         /// Why.
-        reason: String,
+        failure: Failure,
     },
     /// The deployment passed its gate.
     Prove(DeploymentId),
@@ -139,7 +143,7 @@ fn failed(deployment: &Deployment, booted: DeploymentId, boot: &Observed) -> Opt
     let entry = boot
         .entries_of(deployment.id)
         .find(|name| name.base.is_some());
-    let reason = match entry {
+    let unknown = match entry {
         Some(name) if name.is_hopeful() => return None,
         Some(EntryName { tries, .. }) => {
             let done = tries.and_then(|tries| tries.done).unwrap_or(0);
@@ -147,9 +151,13 @@ fn failed(deployment: &Deployment, booted: DeploymentId, boot: &Observed) -> Opt
         }
         None => "its boot entry was lost while the loader counted its tries".to_owned(),
     };
+    let failure = deployment.failure.clone().unwrap_or(Failure {
+        reason: unknown,
+        output: None,
+    });
     Some(Step::MarkBad {
         deployment: deployment.id,
-        reason,
+        failure,
     })
 }
 
@@ -226,20 +234,30 @@ pub fn recorded(record: &Record, step: &Step, now: i64) -> Record {
             }
         }
         Step::Undo => new.intent = None,
-        Step::MarkBad { deployment, reason } => {
+        Step::MarkBad {
+            deployment,
+            failure,
+        } => {
             let other = fallback(&new);
             if let Some(bad) = new.deployment_mut(*deployment) {
                 bad.state = State::Bad;
-                bad.reason = Some(reason.clone());
+                bad.reason = Some(failure.reason.clone());
+                bad.failure = None; // it is among the bad versions from now on
                 if let Some(manifest) = bad.manifest {
                     new.bad.retain(|known| known.manifest != manifest);
                     new.bad.push(BadVersion {
                         manifest,
-                        reason: reason.clone(),
+                        reason: failure.reason.clone(),
+                        output: failure.output.clone(),
                         seen: now,
                     });
                     let surplus = new.bad.len().saturating_sub(BAD_KEPT);
                     new.bad.drain(..surplus);
+                    // The record has a slot of a fixed size.
+                    let silent = new.bad.len().saturating_sub(OUTPUTS_KEPT);
+                    for older in &mut new.bad[..silent] {
+                        older.output = None;
+                    }
                 }
             }
             if new.default == *deployment {
@@ -250,6 +268,7 @@ pub fn recorded(record: &Record, step: &Step, now: i64) -> Record {
             if let Some(deployment) = new.deployment_mut(*id) {
                 deployment.state = State::Proven;
                 deployment.reason = None;
+                deployment.failure = None;
                 let manifest = deployment.manifest;
                 // It was tried again on request, and holds.
                 new.bad.retain(|known| Some(known.manifest) != manifest);

@@ -221,6 +221,8 @@ impl Machine<'_> {
             state: State::Staged,
             reason: None,
             base: Some(base.id),
+            failure: None,
+            failed_units: Vec::new(),
             created: self.host.now,
             signature: target.signature.clone(),
         };

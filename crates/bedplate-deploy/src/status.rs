@@ -8,13 +8,14 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 
 use bedplate_boot::render::Observed;
-use bedplate_model::record::{BadVersion, DeploymentId, Record, State};
+use bedplate_model::record::{BadVersion, DeploymentId, Failure, Record, State};
 use bedplate_model::{ImageName, RootDigest, Sha256};
 use bedplate_sys::durable;
 use serde::{Deserialize, Serialize};
 
 use crate::etc::Conflict;
 use crate::finalize::{CONFLICTS_FILE, staged};
+use crate::health::Report;
 use crate::machine::{Booted, Machine, MachineError};
 use crate::settle;
 
@@ -36,6 +37,8 @@ pub struct Status {
     pub deployments: Vec<DeploymentStatus>,
     /// Versions that failed here.
     pub bad: Vec<BadVersion>,
+    /// What the health gate found in this boot; `None` where it has not begun.
+    pub health: Option<Report>,
     /// A change was interrupted; the next verb completes or undoes it.
     pub interrupted: bool,
     /// Which links of trust hold.
@@ -65,6 +68,8 @@ pub struct DeploymentStatus {
     pub state: State,
     /// Why.
     pub reason: Option<String>,
+    /// Why its health gate was not passed, while it is on trial.
+    pub failure: Option<Failure>,
     /// What boots when it fails.
     pub base: Option<DeploymentId>,
     /// When it was made, in seconds since 1970.
@@ -141,6 +146,7 @@ impl Machine<'_> {
                     kargs: d.kargs.clone(),
                     state: d.state,
                     reason: d.reason.clone(),
+                    failure: d.failure.clone(),
                     base: d.base,
                     created: d.created,
                     booted: d.id == booted.deployment,
@@ -150,6 +156,7 @@ impl Machine<'_> {
                 })
                 .collect(),
             bad: record.bad.clone(),
+            health: self.health(),
             interrupted: record.intent.is_some(),
             trust: Trust {
                 image: runs.is_some_and(|d| booted.is(&d.root)),

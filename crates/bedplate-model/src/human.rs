@@ -41,6 +41,23 @@ impl fmt::Display for Size {
     }
 }
 
+/// Parses a length of time, a number with `s`, `m`, `h`, `d` or `w` behind it, into seconds.
+pub fn seconds(text: &str) -> Option<u64> {
+    let units = [
+        ("s", 1),
+        ("m", 60),
+        ("h", 3600),
+        ("d", 86400),
+        ("w", 7 * 86400),
+    ];
+    let (digits, unit) = units
+        .into_iter()
+        .find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number: u64 = is_number.then(|| digits.parse().ok())??;
+    number.checked_mul(unit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +90,16 @@ mod tests {
             (u64::MAX, "15.9 EiB"),
         ] {
             assert_eq!(Size(size).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn lengths_of_time_have_one_unit() {
+        assert_eq!(seconds("30s"), Some(30));
+        assert_eq!(seconds("12h"), Some(43200));
+        assert_eq!(seconds("2w"), Some(1_209_600));
+        for text in ["", "d", "5", "-1d", "+1d", "1dd", "99999999999999999w"] {
+            assert_eq!(seconds(text), None, "{text}");
         }
     }
 }

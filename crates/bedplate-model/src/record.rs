@@ -119,11 +119,27 @@ pub struct Deployment {
     pub reason: Option<String>,
     /// The deployment whose /etc this one's was merged from, and which boots again when it fails.
     pub base: Option<DeploymentId>,
+    /// Why its health gate was not passed, the last time that it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The units that had failed when it was proven: later versions are not blamed for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed_units: Vec<String>,
     /// When it was staged or installed, in seconds since 1970.
     pub created: i64,
     /// What checking a signature gave; `null` until a policy asks for one.
     #[serde(default)]
     pub signature: Option<serde_json::Value>,
+}
+
+/// Why a deployment is not healthy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What failed, and how: one line.
+    pub reason: String,
+    /// The end of what it printed, at most 1024 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
 }
 
 /// A change of what boots next, written down before its commit point.
@@ -149,6 +165,9 @@ pub struct BadVersion {
     pub manifest: Sha256,
     /// Why it failed.
     pub reason: String,
+    /// The end of what the check that failed printed; only the newest bad versions keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
     /// When that was seen, in seconds since 1970.
     pub seen: i64,
 }
@@ -295,6 +314,8 @@ mod tests {
             state,
             reason: None,
             base: None,
+            failure: None,
+            failed_units: Vec::new(),
             created: 0,
             signature: None,
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bedplate_build::lint::LINTS;
 use bedplate_model::record::DeploymentId;
-use bedplate_model::{ErofsVersion, ImageName, ImageSelector};
+use bedplate_model::{ErofsVersion, ImageName, ImageSelector, human};
 use bedplate_transport::Recipe;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -551,8 +551,12 @@ pub(crate) struct Rollback {
 pub(crate) enum Internal {
     /// Finish what was staged (at shutdown)
     Finalize,
-    /// Finish or undo what was interrupted, and prove what was booted
+    /// Run the health checks
+    Check,
+    /// Finish or undo what was interrupted, watch what was booted, and prove it
     Prove,
+    /// Look after what was booted and is not healthy
+    Heal,
     /// Grow the root to its disk (at the first boot)
     Grow,
     /// Register the loader with the firmware, where it is not (at every boot)
@@ -595,13 +599,8 @@ fn keep(text: &str) -> Result<NonZeroU32, String> {
 
 /// Parses an age: a number with `m`, `h`, `d` or `w`; gives seconds.
 fn age(text: &str) -> Result<u64, String> {
-    let wrong = || "an age is a number with m, h, d or w behind it".to_owned();
-    let (digits, seconds) = [("m", 60), ("h", 3600), ("d", 86400), ("w", 7 * 86400)]
-        .into_iter()
-        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
-        .ok_or_else(wrong)?;
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(seconds).ok_or_else(wrong)
+    human::seconds(text)
+        .ok_or_else(|| "an age is a number with s, m, h, d or w behind it".to_owned())
 }
 
 #[cfg(test)]
@@ -612,15 +611,6 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn ages_have_one_unit() {
-        assert_eq!(age("12h"), Ok(43200));
-        assert_eq!(age("2w"), Ok(1_209_600));
-        for text in ["", "d", "5", "-1d", "1dd", "99999999999999999w"] {
-            assert!(age(text).is_err(), "{text}");
-        }
     }
 
     #[test]

@@ -6,12 +6,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use bedplate_deploy::config::Config;
 use bedplate_model::{ImageName, ImageSelector, RootDigest, layout};
 use bedplate_store::{Found, RefTarget, Store};
 
 use bedplate_transport::{Client, ClientOptions, TlsVerify};
 
-use crate::blame::{Blame, Refusal};
+use crate::blame::{Blame, Refusal, sentence};
 use crate::cli::{Cli, Remote};
 use crate::host::Host;
 
@@ -83,7 +84,21 @@ impl<'a> Context<'a> {
             .into());
         }
         self.enter_root()?;
-        Ok(bedplate_deploy::Host::this_machine(self.host.now()))
+        Ok(bedplate_deploy::Host::this_machine(
+            self.host.now(),
+            &Self::config(),
+        ))
+    }
+
+    /// Reads what is set about this machine. What cannot be used is told, and the defaults hold: a mistake in
+    /// a file is no reason to leave a machine without its health gate.
+    pub(crate) fn config() -> Config {
+        Config::read(Path::new("/")).unwrap_or_else(|error| {
+            let warning = format!("warning: {}; the defaults are used", sentence(&error));
+            // Nobody is left to tell when standard error is gone.
+            let _ = writeln!(std::io::stderr(), "{warning}");
+            Config::default()
+        })
     }
 
     /// Makes the machine's store writable for this program, where it is the one that is used.

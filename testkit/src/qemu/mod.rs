@@ -149,6 +149,28 @@ impl Machine {
         }
     }
 
+    /// Waits until `script` succeeds in a boot that was not seen before, however many boots come before that
+    /// one, and tells how long it took.
+    pub fn wait_for_boot(&mut self, script: &str) -> Result<Duration> {
+        let started = Instant::now();
+        let before = self.boot_id.clone();
+        let mut patience = Patience::new();
+        loop {
+            self.check_life(
+                &mut patience,
+                &format!("`{script}` to succeed in the guest"),
+            )?;
+            let boot = self.shell.boot_id()?;
+            if boot.is_some() && boot != before && self.run(script)?.code == 0 {
+                self.boot_id = boot;
+                return Ok(started.elapsed());
+            }
+            // Its machine may be restarting; the connection must not be reused.
+            self.shell.hang_up();
+            thread::sleep(POLL);
+        }
+    }
+
     /// Waits until `pattern` stands on the serial line, from `position` (a value of
     /// [`Machine::serial_position`]) on.
     pub fn wait_for_serial(&mut self, pattern: &str, position: usize) -> Result<()> {

@@ -56,6 +56,8 @@ impl MadeUp {
             state: State::Proven,
             reason: None,
             base: None,
+            failure: None,
+            failed_units: Vec::new(),
             created: 0,
             signature: None,
         };

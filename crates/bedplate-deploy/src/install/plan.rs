@@ -188,6 +188,8 @@ impl<'a> InstallPlan<'a> {
             state: State::Trial,
             reason: None,
             base: None,
+            failure: None,
+            failed_units: Vec::new(),
             created: options.now,
             signature: image.signature.clone(),
         };

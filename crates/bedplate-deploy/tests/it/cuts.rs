@@ -43,10 +43,10 @@ fn other(machine: &Simulated) -> Option<DeploymentId> {
 
 /// Checks that the machine can still be upgraded, proven and rolled back.
 fn still_works(machine: &mut Simulated, version: u8) {
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     let booted = machine.booted;
     let new = upgrade(machine, version);
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     machine.with(|m| m.rollback(&machine.store, None)).unwrap();
     assert_eq!(machine.boot(), booted, "{new} is rolled back");
 }
@@ -85,7 +85,7 @@ fn an_interrupted_finalize_is_completed_or_waits_for_the_next_shutdown() {
             let staged = other(&machine).unwrap();
             let booted = machine.boot();
             assert!(booted == staged || (cut && booted == FIRST));
-            machine.with(|m| m.prove(&machine.store)).unwrap();
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
             let record = machine.record();
             assert_eq!(record.intent, None);
             let state = record.deployment(staged).unwrap().state;
@@ -114,12 +114,12 @@ fn an_interrupted_proving_is_completed_whatever_boots() {
             upgrade(&mut machine, 2);
             machine
         },
-        |machine| machine.with(|m| m.prove(&machine.store)).is_ok(),
+        |machine| machine.with(|m| m.prove(&machine.store, &[])).is_ok(),
         |mut machine, cut| {
             let new = other(&machine).unwrap();
             let booted = machine.boot();
             assert!(booted == new || (cut && booted == FIRST));
-            machine.with(|m| m.prove(&machine.store)).unwrap();
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
             assert_eq!(machine.record().default, new);
             assert_eq!(machine.boot(), new);
             still_works(&mut machine, 3);
@@ -133,14 +133,14 @@ fn an_interrupted_rollback_leaves_one_of_both() {
         || {
             let mut machine = Simulated::proven();
             upgrade(&mut machine, 2);
-            machine.with(|m| m.prove(&machine.store)).unwrap();
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
             machine
         },
         |machine| machine.with(|m| m.rollback(&machine.store, None)).is_ok(),
         |mut machine, cut| {
             let booted = machine.boot();
             assert!(booted == FIRST || cut);
-            machine.with(|m| m.prove(&machine.store)).unwrap();
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
             assert_eq!(machine.record().default, booted);
             assert_eq!(machine.record().intent, None);
             still_works(&mut machine, 3);
@@ -158,10 +158,10 @@ fn an_interrupted_fallback_is_settled() {
             assert_eq!(machine.boot(), FIRST);
             machine
         },
-        |machine| machine.with(|m| m.prove(&machine.store)).is_ok(),
+        |machine| machine.with(|m| m.prove(&machine.store, &[])).is_ok(),
         |mut machine, _| {
             assert_eq!(machine.boot(), FIRST);
-            machine.with(|m| m.prove(&machine.store)).unwrap();
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
             assert_eq!(machine.record().bad.len(), 1);
             still_works(&mut machine, 3);
         },
@@ -175,7 +175,7 @@ fn an_entry_that_the_loader_loses_while_counting_is_a_failed_trial() {
     machine.with(|m| m.finalize(&machine.store)).unwrap();
     machine.lose(&format!("loader/entries/bedplate-{FIRST}-{id}+3.conf"));
     assert_eq!(machine.boot(), FIRST);
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     assert_eq!(machine.record().deployment(id).unwrap().state, State::Bad);
     still_works(&mut machine, 3);
 }

@@ -62,7 +62,7 @@ fn an_upgrade_keeps_local_changes_and_takes_the_images() {
     assert_eq!(record.deployment(id).unwrap().kargs, ["image=2", "local=1"]);
     assert_eq!(record.deployment(id).unwrap().state, State::Trial);
 
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     assert_eq!(
         machine.record().deployment(id).unwrap().state,
         State::Proven
@@ -84,15 +84,15 @@ fn an_upgrade_keeps_local_changes_and_takes_the_images() {
 fn a_rollback_swaps_and_a_second_one_swaps_back() {
     let mut machine = Simulated::proven();
     let second = upgrade(&mut machine, 2);
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     for wanted in [FIRST, second, FIRST] {
         machine.with(|m| m.rollback(&machine.store, None)).unwrap();
         assert_eq!(machine.boot(), wanted);
-        machine.with(|m| m.prove(&machine.store)).unwrap();
+        machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     }
     // An upgrade from there supersedes the one that was rolled back from.
     let third = upgrade(&mut machine, 3);
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     let ids: Vec<_> = machine.record().deployments.iter().map(|d| d.id).collect();
     assert_eq!(ids, [third, FIRST]);
     assert!(!machine.etc(second).exists());
@@ -110,7 +110,7 @@ fn a_rollback_swaps_and_a_second_one_swaps_back() {
 fn a_rollback_gives_up_what_was_staged() {
     let mut machine = Simulated::proven();
     upgrade(&mut machine, 2);
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     let staged = stage(&machine, 3);
     let plan = machine.with(|m| m.rollback(&machine.store, None)).unwrap();
     assert_eq!(plan.discards, Some(staged));
@@ -135,7 +135,7 @@ fn a_version_that_never_becomes_healthy_gives_way_and_is_remembered() {
     assert_eq!(machine.boot(), id);
     assert_eq!(machine.boot(), id);
     assert_eq!(machine.boot(), FIRST, "three tries are used up");
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     let record = machine.record();
     assert_eq!(record.deployment(id).unwrap().state, State::Bad);
     assert_eq!(record.default, FIRST);
@@ -161,7 +161,7 @@ fn a_rollback_during_a_trial_ends_it() {
     let id = upgrade(&mut machine, 2);
     machine.with(|m| m.rollback(&machine.store, None)).unwrap();
     assert_eq!(machine.boot(), FIRST);
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     let record = machine.record();
     assert_eq!(record.deployment(id).unwrap().state, State::Bad);
     assert!(record.bad.is_empty(), "the version did not fail");
@@ -173,7 +173,7 @@ fn what_is_not_proven_is_no_base() {
     let id = stage(&machine, 2);
     let done = machine.with(|m| m.finalize(&machine.store)).unwrap();
     assert_eq!(done, Finalized::Waits(id));
-    machine.with(|m| m.prove(&machine.store)).unwrap();
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     let done = machine.with(|m| m.finalize(&machine.store)).unwrap();
     assert!(matches!(done, Finalized::Trial { .. }), "{done:?}");
 }

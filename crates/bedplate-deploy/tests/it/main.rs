@@ -2,6 +2,7 @@
 //! at each write.
 
 mod cuts;
+mod health;
 mod install;
 mod life;
 mod simulated;

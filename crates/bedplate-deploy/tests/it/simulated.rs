@@ -167,6 +167,8 @@ impl Simulated {
             state: State::Trial,
             reason: None,
             base: None,
+            failure: None,
+            failed_units: Vec::new(),
             created: 0,
             signature: None,
         };
@@ -197,7 +199,7 @@ impl Simulated {
     /// Makes that machine, and proves its first deployment.
     pub(crate) fn proven() -> Self {
         let machine = Self::installed();
-        machine.with(|m| m.prove(&machine.store)).unwrap();
+        machine.with(|m| m.prove(&machine.store, &[])).unwrap();
         machine
     }
 
@@ -266,7 +268,7 @@ impl Simulated {
     pub(crate) fn with<T>(&self, verb: impl FnOnce(&Machine<'_>) -> T) -> T {
         let host = Host {
             root: self.root(),
-            run: self.directory.path().join("run"),
+            run: self.run_directory(),
             now: 1_700_000_000,
             settings: Settings::default(),
             boot: Box::new(self.memory()),
@@ -274,6 +276,11 @@ impl Simulated {
         };
         let machine = Machine::open(&host).unwrap();
         verb(&machine)
+    }
+
+    /// Returns the directory of what lasts until the next boot.
+    pub(crate) fn run_directory(&self) -> PathBuf {
+        self.directory.path().join("run")
     }
 
     /// Returns the physical root.
@@ -320,8 +327,10 @@ impl Simulated {
             "verity": "require",
             "kernel-features": {},
         });
-        let path = self.directory.path().join("run/booted.json");
-        fs::write(path, booted.to_string()).unwrap();
+        let run = self.run_directory();
+        fs::remove_dir_all(&run).unwrap();
+        fs::create_dir(&run).unwrap();
+        fs::write(run.join("booted.json"), booted.to_string()).unwrap();
         self.booted = id;
         id
     }

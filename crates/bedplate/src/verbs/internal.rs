@@ -10,6 +10,7 @@ use bedplate_deploy::grow;
 use bedplate_deploy::{Finalized, Machine};
 use bedplate_model::layout;
 
+use super::gate;
 use crate::Answer;
 use crate::blame::sentence;
 use crate::cli::Internal;
@@ -42,21 +43,9 @@ pub(super) fn run(internal: &Internal, context: &mut Context<'_>) -> anyhow::Res
                 }
             }
         }
-        Internal::Prove => {
-            let store = context.store()?;
-            let machine = Machine::open(&host)?;
-            machine
-                .prove(&store)
-                .context("cannot prove what was booted")?;
-            machine
-                .publish()
-                .context("cannot write the machine's state")?;
-            writeln!(
-                context.out,
-                "deployment {} is proven",
-                machine.booted().deployment
-            )?;
-        }
+        Internal::Check => return gate::check(&host, context),
+        Internal::Prove => return gate::prove(&host, context),
+        Internal::Heal => return gate::heal(&host, context),
         Internal::Grow => {
             let root = File::open(layout::SYSROOT).context("cannot open the root")?;
             let here = grow::Host {

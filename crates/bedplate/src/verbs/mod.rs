@@ -10,6 +10,7 @@ mod diff;
 mod digest;
 mod export;
 mod fsck;
+mod gate;
 mod gc;
 mod images;
 mod import;

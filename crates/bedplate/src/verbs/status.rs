@@ -21,7 +21,7 @@ pub(super) fn run(arguments: &cli::Status, context: &mut Context<'_>) -> anyhow:
     } else {
         // Record and boot partition are root's; everybody else reads what the last change left.
         context.require_machine()?;
-        let host = Host::this_machine(now);
+        let host = Host::this_machine(now, &Context::config());
         status::summary(&host).context("cannot read the machine's state")?
     };
     if arguments.json {
@@ -62,6 +62,7 @@ fn draw(out: &mut dyn Write, status: &Status, now: i64) -> io::Result<()> {
             "A change was interrupted; the next boot or change completes or undoes it."
         )?;
     }
+    draw_health(out, status)?;
     for bad in &status.bad {
         writeln!(
             out,
@@ -70,6 +71,37 @@ fn draw(out: &mut dyn Write, status: &Status, now: i64) -> io::Result<()> {
             ago(bad.seen, now),
             bad.reason
         )?;
+        draw_output(out, bad.output.as_deref())?;
+    }
+    Ok(())
+}
+
+/// Says what of this boot is not healthy.
+fn draw_health(out: &mut dyn Write, status: &Status) -> io::Result<()> {
+    let Some(health) = &status.health else {
+        return Ok(());
+    };
+    if let Some(failure) = &health.failure {
+        writeln!(out, "Not healthy: {}", failure.reason)?;
+        draw_output(out, failure.output.as_deref())?;
+    }
+    for script in &health.scripts {
+        // What is required and failed was said.
+        if let (Some(failure), None) = (&script.failure, &health.failure) {
+            writeln!(out, "Warning: {} {failure}", script.path.display())?;
+            draw_output(out, Some(&script.output))?;
+        }
+    }
+    if !health.failed_units.is_empty() {
+        writeln!(out, "Failed units: {}", health.failed_units.join(", "))?;
+    }
+    Ok(())
+}
+
+/// Draws what a check printed.
+fn draw_output(out: &mut dyn Write, output: Option<&str>) -> io::Result<()> {
+    for line in output.unwrap_or_default().lines() {
+        writeln!(out, "    | {line}")?;
     }
     Ok(())
 }
@@ -117,6 +149,9 @@ fn draw_deployment(
     line("made", &ago(deployment.created, now))?;
     if let Some(reason) = &deployment.reason {
         line("reason", reason)?;
+    }
+    if let Some(failure) = &deployment.failure {
+        line("failure", &failure.reason)?;
     }
     for conflict in &deployment.etc_conflicts {
         line("conflict", &conflict.to_string())?;

@@ -1,0 +1,136 @@
+//! `internal check`, `prove` and `heal`: the health gate, as the machine's units call it.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bedplate_deploy::health::{self, Healing, Kind, Outcome, StayReason, Systemctl};
+use bedplate_deploy::{Host, Machine};
+
+use super::upgrade::reboot;
+use crate::Answer;
+use crate::blame::sentence;
+use crate::context::Context;
+
+/// The running system's root.
+const SYSTEM: &str = "/";
+/// How often units are looked at during the probation, in seconds.
+const LOOK: u64 = 2;
+
+/// Runs the health checks; the answer is no where one fails that is required.
+pub(super) fn check(host: &Host, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let config = Context::config().health;
+    let mut ended = Vec::new();
+    let report = health::check(
+        &host.run,
+        Path::new(SYSTEM),
+        &config,
+        &mut |kind, outcome| ended.push(line(kind, outcome)),
+    )
+    .context("cannot check the health of what was booted")?;
+    for line in ended {
+        writeln!(context.out, "{line}")?;
+    }
+    Ok(match report.failure {
+        None => Answer::Yes,
+        Some(failure) => {
+            writeln!(context.out, "not healthy: {}", failure.reason)?;
+            Answer::No
+        }
+    })
+}
+
+/// Watches what was booted, and proves it.
+pub(super) fn prove(host: &Host, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let store = context.store()?;
+    let machine = Machine::open(host)?;
+    let config = Context::config().health;
+    let report = health::watch(&machine, &Systemctl, &config, &mut || {
+        thread::sleep(Duration::from_secs(LOOK));
+        LOOK
+    })
+    .context("cannot watch what was booted")?;
+    if let Some(failure) = report.failure {
+        writeln!(context.out, "not healthy: {}", failure.reason)?;
+        return Ok(Answer::No);
+    }
+    machine
+        .prove(&store, &report.failed_units)
+        .context("cannot prove what was booted")?;
+    machine
+        .publish()
+        .context("cannot write the machine's state")?;
+    writeln!(
+        context.out,
+        "deployment {} is proven",
+        machine.booted().deployment
+    )?;
+    tell(Kind::Green, context)?;
+    Ok(Answer::Yes)
+}
+
+/// Writes down why what was booted is not healthy, and restarts the machine where that helps.
+pub(super) fn heal(host: &Host, context: &mut Context<'_>) -> anyhow::Result<Answer> {
+    let store = context.store()?;
+    let machine = Machine::open(host)?;
+    let healed = machine
+        .heal(&store, &Systemctl)
+        .context("cannot look after what was booted")?;
+    writeln!(context.out, "not healthy: {}", healed.failure.reason)?;
+    if let Some(error) = &healed.unwritten {
+        writeln!(context.out, "that is not written down: {}", sentence(error))?;
+    } else if let Err(error) = machine.publish() {
+        writeln!(context.out, "no summary: {}", sentence(&error))?;
+    }
+    tell(Kind::Red, context)?;
+    match healed.healing {
+        Healing::Restart => {
+            writeln!(
+                context.out,
+                "restarting: it is tried again, or what was proven before boots"
+            )?;
+            reboot(context)?;
+        }
+        Healing::Stay(StayReason::Proven) => writeln!(
+            context.out,
+            "this version was proven before, so the machine stays up; `bedplate rollback` goes back"
+        )?,
+        Healing::Stay(StayReason::Only) => writeln!(
+            context.out,
+            "there is nothing else to boot, so the machine stays up"
+        )?,
+    }
+    Ok(Answer::Yes)
+}
+
+/// Tells scripts of the result; what becomes of them changes nothing.
+fn tell(kind: Kind, context: &mut Context<'_>) -> anyhow::Result<()> {
+    let config = Context::config().health;
+    let mut ended = Vec::new();
+    let told = health::tell(Path::new(SYSTEM), kind, &config, &mut |kind, outcome| {
+        ended.push(line(kind, outcome));
+    });
+    for line in ended {
+        writeln!(context.out, "{line}")?;
+    }
+    if let Err(error) = told {
+        writeln!(context.out, "{}", sentence(&error))?;
+    }
+    Ok(())
+}
+
+/// Says what came of a script.
+fn line(kind: Kind, outcome: &Outcome) -> String {
+    let kind = match kind {
+        Kind::Required => "required check",
+        Kind::Wanted => "wanted check",
+        Kind::Green | Kind::Red => "script",
+    };
+    let path = outcome.path.display();
+    match &outcome.failure {
+        None => format!("{kind} {path} passed"),
+        Some(failure) if outcome.output.is_empty() => format!("{kind} {path} {failure}"),
+        Some(failure) => format!("{kind} {path} {failure}:\n{}", outcome.output),
+    }
+}
