@@ -500,7 +500,8 @@ impl<'a> Marking<'a> {
                 diff_id,
                 source: Box::new(source),
             })?;
-            self.kept.extend(layer.objects().copied().map(Item::Object));
+            self.kept
+                .extend(layer.objects().map(|(id, _)| Item::Object(id)));
         }
         Ok(())
     }

@@ -40,6 +40,7 @@ use bedplate_sys::stamp::{self, FileSystem, Stamp, Time};
 use rustix::fs::AtFlags;
 
 use crate::item::Item;
+use crate::place::Standing;
 use crate::scan::ContentSink;
 use crate::store::{Store, sha256};
 use crate::transaction::{PutError, Transaction};
@@ -225,11 +226,12 @@ impl<'a, 'store> Remembering<'a, 'store> {
     fn recall(&self, key: &[u8]) -> Option<FileContent> {
         let id = self.known.find(key)?;
         let size = u64::from_le_bytes(key[KEY + 8..KEY + 16].try_into().ok()?);
-        let object = Item::Object(id).path();
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let stat = rustix::fs::statat(self.transaction.store().root(), object, flags).ok()?;
+        let standing = self
+            .transaction
+            .store()
+            .standing(&Item::Object(id), Some(size));
         // One that was cut short is written again.
-        (stat.st_size as u64 == size).then_some(FileContent::Object { id, size })
+        (standing.ok()? == Standing::Fit).then_some(FileContent::Object { id, size })
     }
 
     /// Returns whether what is read now may be remembered.

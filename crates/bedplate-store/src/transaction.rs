@@ -1,7 +1,7 @@
 //! A transaction: everything that comes into the store comes in here, all of it or nothing.
 //!
 //! ```text
-//! put_*   bytes → tmp/<txn>/object-<hex>       what is there already: link(2) into tmp/<txn>/
+//! put_*   bytes → tmp/<txn>/object-<hex>       what is there already, and as long: link(2) into tmp/<txn>/
 //! commit  1 the ref's document → tmp/<txn>/
 //!         2 syncfs                             every byte is on the disk …
 //!         3 lock (shared)                      … gc keeps out from here on …
@@ -11,6 +11,9 @@
 //!         7 unlock, remove tmp/<txn>
 //! drop    remove tmp/<txn>: nothing happened
 //! ```
+//!
+//! What is there already is trusted by its kind and length; what cannot be right counts as absent, and is
+//! replaced in step 4.
 //!
 //! Invariants: what the transaction holds has a link in its directory until commit ends, so no gc can
 //! take it away; the directory is held by a flock, so what a crash left behind can be told from what
@@ -38,7 +41,8 @@ use crate::extents::{self, ExtentError};
 use crate::item::Item;
 use crate::large::{self, LargeFile, Way};
 use crate::layer::{DecodeLayerError, Layer, SparseMap};
-use crate::object::objects_of;
+use crate::object::sized_objects_of;
+use crate::place::{Misfit, Standing};
 use crate::refs::{self, RefChanges, RefTarget, RefsError};
 use crate::scan::ContentSink;
 use crate::store::{BLOB_MAX, EROFS_VERSION, Sealing, Store, sha256};
@@ -142,6 +146,16 @@ pub enum PutError {
     /// A tree or ref names something that the store does not have.
     #[error("the store has no {0}")]
     Missing(Item),
+    /// What the store has in its place cannot be it, and the right bytes are not at hand.
+    #[error("{item} is damaged (the file {})", path.display())]
+    Damaged {
+        /// What is needed.
+        item: Item,
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with the file.
+        source: Misfit,
+    },
     /// The tree has objects of another algorithm than the store.
     #[error("the tree names the object {id}, which is not of the algorithm {}", wanted.name())]
     Algorithm {
@@ -337,12 +351,12 @@ impl<'store> Transaction<'store> {
 
     /// Stores a tree as an image. Every object that it names must be in the transaction or the store.
     pub fn put_image(&self, tree: &Tree, rules: RuleSet) -> Result<RootDigest, PutError> {
-        let objects = objects_of(tree);
+        let objects = sized_objects_of(tree);
         let wanted = self.store.algorithm();
-        if let Some(id) = objects.iter().find(|id| id.algorithm() != wanted) {
+        if let Some((id, _)) = objects.iter().find(|(id, _)| id.algorithm() != wanted) {
             return Err(PutError::Algorithm { id: *id, wanted });
         }
-        let all_staged = objects.iter().all(|id| self.has(Item::Object(*id)));
+        let all_staged = objects.iter().all(|(id, _)| self.has(Item::Object(*id)));
 
         let part = self.new_part("an image")?;
         let options = erofs::Options {
@@ -355,9 +369,14 @@ impl<'store> Transaction<'store> {
             .map_err(|error| self.write_error("an image", error))?;
         drop(out);
         let item = Item::Image(written.id);
+        let size = self.part_size(&part)?;
         // An image that is in its place has all its objects, and keeps them: where not all of them are
         // held already, that is enough.
-        if all_staged || self.fresh || self.has(item) || !self.hold(item, Origin::Named)? {
+        if all_staged
+            || self.fresh
+            || self.has(item)
+            || self.hold(item, Origin::Named, Some(size))? != Standing::Fit
+        {
             self.hold_objects(objects)?;
             self.finish_part(part, item)?;
         }
@@ -386,22 +405,40 @@ impl<'store> Transaction<'store> {
             diff_id,
             source: Box::new(source),
         })?;
-        self.hold_objects(layer.objects().copied())?;
+        self.hold_objects(layer.objects())?;
         self.put_item(Item::Layer(diff_id), table)
     }
 
-    /// Keeps objects that the store has from garbage collection until this transaction ends.
+    /// Keeps objects of these lengths that the store has from garbage collection until this transaction
+    /// ends.
     pub fn hold_objects(
         &self,
-        objects: impl IntoIterator<Item = ObjectId>,
+        objects: impl IntoIterator<Item = (ObjectId, u64)>,
     ) -> Result<(), PutError> {
-        for id in objects {
-            let item = Item::Object(id);
-            if !self.has(item) && !self.hold(item, Origin::Held)? {
-                return Err(PutError::Missing(item));
-            }
+        objects
+            .into_iter()
+            .try_for_each(|(id, size)| self.need(Item::Object(id), Origin::Held, Some(size)))
+    }
+
+    /// Requires a manifest or config of this length for a ref that is set later.
+    pub fn need_blob(&self, digest: Sha256, size: u64) -> Result<(), PutError> {
+        self.need(Item::Blob(digest), Origin::Named, Some(size))
+    }
+
+    /// Takes what must be in the transaction or the store.
+    fn need(&self, item: Item, origin: Origin, size: Option<u64>) -> Result<(), PutError> {
+        if self.has(item) {
+            return Ok(());
         }
-        Ok(())
+        match self.hold(item, origin, size)? {
+            Standing::Fit => Ok(()),
+            Standing::Nothing => Err(PutError::Missing(item)),
+            Standing::Unfit(source) => Err(PutError::Damaged {
+                item,
+                path: self.store.item_path(&item),
+                source,
+            }),
+        }
     }
 
     /// Sets a ref when the transaction is committed. What it names must be in the transaction or the
@@ -412,9 +449,7 @@ impl<'store> Transaction<'store> {
             .into_iter()
             .chain(blobs.map(Item::Blob));
         for item in named {
-            if !self.has(item) && !self.hold(item, Origin::Named)? {
-                return Err(PutError::Missing(item));
-            }
+            self.need(item, Origin::Named, None)?;
         }
         self.staged().refs.push((refs::key(name), Some(target)));
         Ok(())
@@ -480,18 +515,18 @@ impl<'store> Transaction<'store> {
         let (later, first): (Vec<_>, Vec<_>) =
             items.iter().partition(|(item, _)| names_others(item));
         for (item, origin) in first.into_iter().chain(later) {
-            let from = item.flat_name();
-            let (from, to) = (OsStr::new(&from), item.path());
+            let (name, to) = (item.flat_name(), item.path());
+            let from = (&self.directory, OsStr::new(&name));
+            let to = (self.store.root(), OsStr::new(&to));
             let outcome = match origin {
-                // Taken means that somebody stored the same bytes first: nothing to do.
-                Origin::New => {
-                    files::rename_if_free((&self.directory, from), (self.store.root(), to.as_ref()))
-                }
-                Origin::Held => {
-                    files::link((&self.directory, from), (self.store.root(), to.as_ref()))
-                }
+                Origin::New => match files::rename_if_free(from, to) {
+                    // Somebody stored the same bytes first, or what is there was damaged before.
+                    Ok(false) => self.store.replace_misfit((&self.directory, &name), item),
+                    other => other.map(drop),
+                },
+                Origin::Held => files::link(from, to).map(drop),
                 // An image that is in its place has all its objects; one that is not may not.
-                Origin::Named if self.store.has(item) => Ok(true),
+                Origin::Named if self.store.has(item) => Ok(()),
                 Origin::Named => return Err(CommitError::Collected(*item)),
             };
             outcome.map_err(|source| CommitError::Write {
@@ -505,7 +540,7 @@ impl<'store> Transaction<'store> {
 
     /// Stores bytes under their digest, unless they are there.
     fn put_item(&self, item: Item, bytes: &[u8]) -> Result<(), PutError> {
-        if !self.claim(item)? {
+        if !self.claim(item, bytes.len() as u64)? {
             return Ok(());
         }
         let name = item.flat_name();
@@ -519,9 +554,9 @@ impl<'store> Transaction<'store> {
             .inspect_err(|_| self.broken.store(true, Ordering::Release))
     }
 
-    /// Returns whether the caller has to write the item: it is neither here nor in the store, and
-    /// nobody else of this transaction is at it.
-    fn claim(&self, item: Item) -> Result<bool, PutError> {
+    /// Returns whether the caller has to write the item: it is not here, nor in the store as a file of this
+    /// length, and nobody else of this transaction is at it.
+    fn claim(&self, item: Item, size: u64) -> Result<bool, PutError> {
         let mut staged = self.staged();
         match staged.items.get_mut(&item) {
             // Now its objects are held, too.
@@ -529,14 +564,14 @@ impl<'store> Transaction<'store> {
             Some(Origin::New | Origin::Held) => {}
             None => {
                 drop(staged);
-                return self.claim_missing(item);
+                return self.claim_missing(item, size);
             }
         }
         Ok(false)
     }
 
-    fn claim_missing(&self, item: Item) -> Result<bool, PutError> {
-        if !self.fresh && self.hold(item, Origin::Held)? {
+    fn claim_missing(&self, item: Item, size: u64) -> Result<bool, PutError> {
+        if !self.fresh && self.hold(item, Origin::Held, Some(size))? == Standing::Fit {
             return Ok(false);
         }
         let mut staged = self.staged();
@@ -547,8 +582,15 @@ impl<'store> Transaction<'store> {
         Ok(true)
     }
 
-    /// Takes an item of the store into the transaction, where the store has it.
-    fn hold(&self, item: Item, origin: Origin) -> Result<bool, PutError> {
+    /// Takes an item of the store into the transaction, where a file of its length stands in its place.
+    ///
+    /// What fits stays so: it is replaced by nothing but the same, and removed by nobody but a gc.
+    fn hold(&self, item: Item, origin: Origin, size: Option<u64>) -> Result<Standing, PutError> {
+        let failed = |error| self.write_error(&item.to_string(), error);
+        let standing = self.store.standing(&item, size).map_err(failed)?;
+        if standing != Standing::Fit {
+            return Ok(standing);
+        }
         let (from, to) = (item.path(), item.flat_name());
         match files::link(
             (self.store.root(), from.as_ref()),
@@ -557,10 +599,10 @@ impl<'store> Transaction<'store> {
             // `false`: another thread was faster, with the same.
             Ok(_) => {
                 self.staged().items.entry(item).or_insert(origin);
-                Ok(true)
+                Ok(Standing::Fit)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(self.write_error(&item.to_string(), error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Standing::Nothing),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -578,7 +620,7 @@ impl<'store> Transaction<'store> {
             });
         }
         let item = Item::Object(id);
-        if self.has(item) || self.hold(item, Origin::Held)? {
+        if self.has(item) || self.hold(item, Origin::Held, Some(size))? == Standing::Fit {
             return Ok(Some(FileContent::Object { id, size }));
         }
         Ok(None)
@@ -631,7 +673,7 @@ impl<'store> Transaction<'store> {
 
     /// Gives a finished part the name of its item, unless the item is there.
     fn finish_part(&self, mut part: Part<'_, 'store>, item: Item) -> Result<(), PutError> {
-        if !self.claim(item)? {
+        if !self.claim(item, self.part_size(&part)?)? {
             return Ok(()); // the part goes with its drop
         }
         let name = item.flat_name();
@@ -682,6 +724,13 @@ impl<'store> Transaction<'store> {
             name,
             file,
         })
+    }
+
+    fn part_size(&self, part: &Part<'_, '_>) -> Result<u64, PutError> {
+        let metadata = part.file.metadata();
+        metadata
+            .map(|metadata| metadata.len())
+            .map_err(|error| self.write_error("an object", error))
     }
 
     fn large_file<'a>(

@@ -289,9 +289,13 @@ fn already_here(
         created: options.now,
         ..known
     };
-    match set_ref(store, image, target) {
-        // The ref leads to something that is gone: fetching it again mends that.
-        Err(StoreError::Put(PutError::Missing(_))) => return Ok(None),
+    let lengths = [
+        (digest, fetched.bytes.len() as u64),
+        (config, manifest.config.size),
+    ];
+    match set_ref(store, image, target, lengths) {
+        // The ref leads to something that is gone or damaged: fetching it again mends that.
+        Err(StoreError::Put(PutError::Missing(_) | PutError::Damaged { .. })) => return Ok(None),
         other => other?,
     }
     let different: HashSet<Sha256> = manifest.layers.iter().map(|blob| blob.digest).collect();
@@ -305,8 +309,17 @@ fn already_here(
     }))
 }
 
-fn set_ref(store: &Store, image: &ImageName, target: RefTarget) -> Result<(), StoreError> {
+/// Sets a ref to an image that the store has, with documents of these lengths.
+fn set_ref(
+    store: &Store,
+    image: &ImageName,
+    target: RefTarget,
+    documents: [(Sha256, u64); 2],
+) -> Result<(), StoreError> {
     let transaction = store.begin()?;
+    for (digest, size) in documents {
+        transaction.need_blob(digest, size)?;
+    }
     transaction.set_ref(&ref_name(image), target)?;
     Ok(transaction.commit()?)
 }
@@ -406,16 +419,16 @@ impl Ingest<'_> {
 
     /// Returns a layer that the store has whole.
     fn known_layer(&self, diff_id: &Sha256) -> Result<Option<Layer>, PullError> {
-        let Some(table) = self.store.layer(diff_id).map_err(StoreError::from)? else {
+        // A damaged table, or one whose objects are gone or damaged, is as good as none: the layer is fetched.
+        let Ok(Some(table)) = self.store.layer(diff_id) else {
             return Ok(None);
         };
-        // A damaged table, or one whose objects are gone, is as good as none: the layer is fetched.
         let Ok(layer) = Layer::decode(&table, diff_id) else {
             return Ok(None);
         };
-        match self.transaction.hold_objects(layer.objects().copied()) {
+        match self.transaction.hold_objects(layer.objects()) {
             Ok(()) => Ok(Some(layer)),
-            Err(PutError::Missing(_)) => Ok(None),
+            Err(PutError::Missing(_) | PutError::Damaged { .. }) => Ok(None),
             Err(error) => Err(StoreError::from(error).into()),
         }
     }

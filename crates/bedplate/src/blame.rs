@@ -344,7 +344,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             "an image cannot hold it: see docs/format/image.md",
         );
     }
-    if let Some(PutError::Missing(_)) = error.downcast_ref() {
+    if let Some(PutError::Missing(_) | PutError::Damaged { .. }) = error.downcast_ref() {
         return say(Blame::Damage, DAMAGE_HINT);
     }
     if let Some(GcError::Layer { .. }) = error.downcast_ref() {

@@ -293,9 +293,9 @@ impl Check<'_, '_> {
                 self.count(table.len() as u64);
                 let layer = Layer::decode(&table, &diff_id)
                     .map_err(|source| boxed(Finding::Layer(diff_id, source)))?;
-                let objects: HashSet<&ObjectId> = layer.objects().collect();
+                let objects: HashSet<ObjectId> = layer.objects().map(|(id, _)| id).collect();
                 for id in objects {
-                    self.need(item, Item::Object(*id));
+                    self.need(item, Item::Object(id));
                 }
                 Ok(())
             }

@@ -19,8 +19,6 @@ use bedplate_model::oci::Config;
 use bedplate_model::{FileContent, ObjectId, Sha256};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::{durable, files, verity};
-use rustix::fs::RenameFlags;
-use rustix::io::Errno;
 use sha2::Digest as _;
 
 use super::{Finding, FsckError, FsckReport};
@@ -199,7 +197,7 @@ impl Store {
             Item::Image(id) => objects_of(&self.image_tree(&id).map_err(unreadable)?),
             Item::Layer(diff_id) => match self.layer(&diff_id).map_err(unreadable)? {
                 Some(table) => Layer::decode(&table, &diff_id)
-                    .map(|layer| layer.objects().copied().collect())
+                    .map(|layer| layer.objects().map(|(id, _)| id).collect())
                     .unwrap_or_default(),
                 None => Vec::new(),
             },
@@ -361,7 +359,8 @@ impl<'store> Repair<'store> {
         for later in [false, true] {
             for (item, name) in &staged {
                 if names_others(item) == later {
-                    self.replace(item, name) // 2. … before it takes the place of what is damaged.
+                    self.store
+                        .replace_item((&self.directory, name), item) // 2. … before it takes the place of what is damaged.
                         .map_err(self.failed("replace what is damaged"))?;
                 }
             }
@@ -369,25 +368,6 @@ impl<'store> Repair<'store> {
         sync()?;
         drop(naming);
         Ok(staged.into_keys().collect())
-    }
-
-    fn replace(&self, item: &Item, name: &str) -> io::Result<()> {
-        let (from, to) = (&self.directory, self.store.root());
-        match rustix::fs::renameat(from, name, to, item.path()) {
-            Ok(()) => Ok(()),
-            // Something that is no file is in its place: it goes with our directory.
-            Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                let flags = RenameFlags::EXCHANGE;
-                Ok(rustix::fs::renameat_with(
-                    from,
-                    name,
-                    to,
-                    item.path(),
-                    flags,
-                )?)
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     fn seal(&self, item: &Item, name: &str) -> Result<(), RepairError> {

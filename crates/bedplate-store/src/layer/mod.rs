@@ -59,10 +59,10 @@ impl Layer {
         &self.entries
     }
 
-    /// Returns the objects that hold this layer's contents; one may be met several times.
-    pub fn objects(&self) -> impl Iterator<Item = &ObjectId> {
+    /// Returns the objects that hold this layer's contents, with their lengths; one may be met several times.
+    pub fn objects(&self) -> impl Iterator<Item = (ObjectId, u64)> {
         self.contents().filter_map(|content| match content {
-            FileContent::Object { id, .. } => Some(id),
+            FileContent::Object { id, size } => Some((*id, *size)),
             FileContent::Inline(_) => None,
         })
     }

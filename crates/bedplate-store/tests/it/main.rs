@@ -4,6 +4,7 @@ mod erofs;
 mod erofs_kernel;
 mod ingest;
 mod layer;
+mod misfits;
 mod packages;
 mod refs;
 mod repair;

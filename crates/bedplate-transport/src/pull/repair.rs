@@ -188,7 +188,7 @@ fn needs(repair: &Repair<'_>, diff_id: &Sha256) -> bool {
     match table.and_then(|table| Layer::decode(&table, diff_id).ok()) {
         Some(layer) => layer
             .objects()
-            .any(|id| wanted.contains(&Item::Object(*id))),
+            .any(|(id, _)| wanted.contains(&Item::Object(id))),
         // Without its table nobody knows, and any object may be in it.
         None => wanted.iter().any(|item| matches!(item, Item::Object(_))),
     }

@@ -44,7 +44,7 @@ pub(super) fn run(commit: &Commit, context: &mut Context<'_>) -> anyhow::Result<
 
 /// Commits without reading what has not changed since the last time.
 ///
-/// Returns `None` where a gc took what was not held yet: then everything has to be read.
+/// Returns `None` where a gc took what was not held yet, or it was damaged: then everything has to be read.
 fn commit_cached(
     store: &Store,
     commit: &Commit,
@@ -58,14 +58,16 @@ fn commit_cached(
     contents.save();
     match name_tree(transaction, &tree, name, context) {
         Ok(root) => Ok(Some(root)),
-        Err(error) if was_collected(&error) => Ok(None),
+        Err(error) if was_lost(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn was_collected(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(PutError::Missing(_)))
-        || matches!(error.downcast_ref(), Some(CommitError::Collected(_)))
+fn was_lost(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(PutError::Missing(_) | PutError::Damaged { .. })
+    ) || matches!(error.downcast_ref(), Some(CommitError::Collected(_)))
 }
 
 /// Makes an image of a tree whose contents are in a transaction, and names and commits it.
