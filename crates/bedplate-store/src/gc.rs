@@ -142,6 +142,8 @@ impl Store {
     /// forget; with `dry_run`, only says what.
     pub fn gc(&self, policy: &GcPolicy, dry_run: bool) -> Result<GcReport, GcError> {
         let lock = if dry_run {
+            let parts = self.check_parts();
+            parts.map_err(self.gc_failed("tell what is garbage"))?;
             None
         } else {
             let lock = self.lock_for_collecting();
@@ -302,7 +304,12 @@ impl Store {
     fn transactions(&self) -> Result<Transactions, GcError> {
         let failed = || self.gc_failed("list the transactions");
         let mut transactions = Transactions::default();
-        let tmp = files::open_directory(self.root(), "tmp".as_ref()).map_err(failed())?;
+        let tmp = match files::open_directory(self.root(), "tmp".as_ref()) {
+            Ok(tmp) => tmp,
+            // A dry run makes nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(transactions),
+            Err(error) => return Err(failed()(error)),
+        };
         for entry in files::list(&tmp).map_err(failed())? {
             let path = self.path().join("tmp").join(&entry.name);
             let lock = match Lock::try_exclusive(&path) {

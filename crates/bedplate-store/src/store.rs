@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::erofs;
 use crate::item::Item;
+use crate::parts;
 use crate::transaction::{BeginError, Transaction};
 
 const FORMAT: &str = "bedplate-store";
@@ -23,11 +24,7 @@ const VERSION: u32 = 1;
 /// The file that makes a directory a store.
 const FORMAT_FILE: &str = "format.json";
 /// Nobody else's business: contents include `/etc/shadow`.
-const DIRECTORY_MODE: u32 = 0o700;
-/// Directories of a store, apart from the fan-out of `objects/`.
-const DIRECTORIES: [&str; 9] = [
-    "objects", "images", "layers", "blobs", "refs", "pins", "index", "tmp", "trash",
-];
+pub(crate) const DIRECTORY_MODE: u32 = 0o700;
 /// Files of a store beside its description.
 const FILES: [&str; 7] = [
     "lock",
@@ -66,6 +63,8 @@ pub struct Store {
     root: OwnedFd,
     algorithm: Algorithm,
     sealing: OnceLock<Sealing>,
+    /// Set once every directory was found to be one.
+    prepared: OnceLock<()>,
 }
 
 /// Whether files of a store are sealed with fs-verity when they come in.
@@ -199,7 +198,7 @@ impl Store {
         // Only what a crash while creating leaves behind may be there.
         for entry in fs::read_dir(path).map_err(|error| make(path, error))? {
             let name = entry.map_err(|error| make(path, error))?.file_name();
-            let ours = DIRECTORIES.iter().any(|ours| name == *ours)
+            let ours = parts::is_directory(&name)
                 || FILES.iter().any(|ours| name == *ours)
                 || name == format!("{FORMAT_FILE}.new").as_str();
             if !ours {
@@ -208,12 +207,7 @@ impl Store {
         }
         fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE))
             .map_err(|error| make(path, error))?;
-        let fan_out = (0..=255).map(|byte: u8| format!("objects/{byte:02x}"));
-        for name in DIRECTORIES
-            .iter()
-            .map(|name| (*name).to_owned())
-            .chain(fan_out)
-        {
+        for name in parts::directories() {
             let directory = path.join(name);
             let mut builder = fs::DirBuilder::new();
             match builder.mode(DIRECTORY_MODE).create(&directory) {
@@ -296,6 +290,7 @@ impl Store {
             path,
             algorithm,
             sealing: OnceLock::new(),
+            prepared: OnceLock::new(),
         })
     }
 
@@ -389,7 +384,8 @@ impl Store {
         }
     }
 
-    /// Lists everything that has a digest for its name; other files are passed over.
+    /// Lists everything that has a digest for its name; other files are passed over, and what is no
+    /// directory counts as an empty one.
     pub(crate) fn items(&self) -> io::Result<Vec<Item>> {
         let mut items = Vec::new();
         for byte in 0..=255_u8 {
@@ -410,12 +406,18 @@ impl Store {
 
     /// Holds off gc while names are given: from the check that something is there to the ref.
     pub(crate) fn lock_for_naming(&self) -> io::Result<Lock> {
+        self.prepare_parts()?;
         Lock::shared(&self.path.join("lock"))
     }
 
     /// Holds off everybody who gives names.
     pub(crate) fn lock_for_collecting(&self) -> io::Result<Lock> {
+        self.prepare_parts()?;
         Lock::exclusive(&self.path.join("lock"))
+    }
+
+    pub(crate) fn is_prepared(&self) -> &OnceLock<()> {
+        &self.prepared
     }
 
     pub(crate) fn root(&self) -> &OwnedFd {
@@ -479,11 +481,19 @@ pub(crate) fn sha256(bytes: &[u8]) -> Sha256 {
     Sha256(sha2::Sha256::digest(bytes).into())
 }
 
-fn list_or_empty(path: &Path) -> io::Result<Vec<files::Entry>> {
+/// Lists a directory; what is none is a finding of fsck's, and has nothing in it.
+pub(crate) fn list_or_empty(path: &Path) -> io::Result<Vec<files::Entry>> {
     match files::open_root(path) {
         Ok(directory) => files::list(&directory),
-        // A directory that nothing was ever put into.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        // A directory that nothing was ever put into, or something in its place that can hold nothing.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(Vec::new())
+        }
         Err(error) => Err(error),
     }
 }

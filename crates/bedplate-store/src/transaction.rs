@@ -792,6 +792,7 @@ impl Drop for Part<'_, '_> {
 
 /// Makes and locks a directory below `tmp/`.
 pub(crate) fn make_directory(store: &Store) -> io::Result<(String, Lock)> {
+    store.prepare_parts()?;
     let process = rustix::process::getpid().as_raw_nonzero();
     for _ in 0..BEGIN_TRIES {
         let name = format!("{process}-{}", COUNTER.fetch_add(1, Ordering::Relaxed));

@@ -117,6 +117,7 @@ impl Store {
     /// Counts what the store holds.
     pub fn usage(&self) -> io::Result<Usage> {
         let usage: Mutex<Usage> = Mutex::default();
+        self.check_parts()?;
         let items = self.items()?;
         work::each_waiting(items.chunks(work::CHUNK).collect(), &|items: &[Item]| {
             let stat = |item: &Item| {

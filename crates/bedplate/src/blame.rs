@@ -23,7 +23,7 @@ use bedplate_store::gc::GcError;
 use bedplate_store::layer::{ImportError, LayerError, WriteTarError};
 use bedplate_store::{
     BeginError, CheckoutError, CommitError, CreateError, FindError, IndexError, Item, OpenError,
-    PutError, ReadContentError, ReadStoreError, RefsError, ScanError,
+    PartError, PutError, ReadContentError, ReadStoreError, RefsError, ScanError,
 };
 use bedplate_sys::mount::MountImageError;
 use bedplate_transport::serve::ServeError;
@@ -353,6 +353,14 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     if let Some(RefsError::Damaged { .. } | RefsError::Misplaced { .. }) = refs_error(error) {
         return say(Blame::Damage, DAMAGE_HINT);
     }
+    if let Some(part) = error.downcast_ref() {
+        return Some(of_part(part));
+    }
+    if let Some(part) = within_store(error).and_then(io::Error::get_ref)
+        && let Some(part) = part.downcast_ref()
+    {
+        return Some(of_part(part));
+    }
     if within_store(error).is_some_and(is_missing_part) {
         return say(Blame::Damage, DAMAGE_HINT);
     }
@@ -438,6 +446,27 @@ fn within_store<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e io::Error> {
     }
     let FsckError { source, .. } = error.downcast_ref()?;
     Some(source)
+}
+
+/// Sorts what is wrong with a store's own directories: what is to be done about it nobody else knows.
+fn of_part(error: &PartError) -> (Blame, Option<String>) {
+    let hint = match error {
+        PartError::Link(path) => format!(
+            "put the directory that it leads to in its place: mount it at {path}, or remove the link and move \
+             the directory there; `bedplate fsck` lists all such places",
+            path = path.display()
+        ),
+        PartError::NotADirectory(_) | PartError::NotAFile(_) => {
+            "move it away, and put back what was there; `bedplate fsck` lists all such places"
+                .into()
+        }
+        PartError::Missing(path) => format!(
+            "put it back from a copy of the store; where there is none, `mkdir -m 700 {path}`, and \
+             `bedplate fsck --repair` brings back what a registry or another store still has",
+            path = path.display()
+        ),
+    };
+    (Blame::Damage, Some(hint))
 }
 
 /// Returns whether a part of a store is gone, or something else stands in its place: `format.json` was

@@ -10,6 +10,7 @@
 
 mod repair;
 
+mod strays;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use bedplate_model::ObjectId;
-use bedplate_sys::{files, verity};
+use bedplate_sys::verity;
 
 use crate::item::Item;
 use crate::layer::Layer;
@@ -83,6 +84,9 @@ pub enum Finding {
     OvertakenJournal(PathBuf),
     /// A file that nothing of ours is called like.
     #[error("{} does not belong into a store", .0.display())]
+    /// A directory of the store is none, or gone.
+    #[error(transparent)]
+    Part(#[from] crate::parts::PartError),
     Stray(PathBuf),
 }
 
@@ -141,6 +145,9 @@ impl Store {
         };
         for path in self.strays().map_err(failed)? {
             check.tell(Finding::Stray(path));
+        for problem in self.parts().map_err(failed)?.broken {
+            check.tell(problem.into());
+        }
         }
         // Objects first: images are compared with the lengths that were found.
         let (mut objects, others): (Vec<Item>, Vec<Item>) = items
@@ -181,38 +188,6 @@ impl Store {
             bytes: check.bytes.into_inner(),
             findings,
         })
-    }
-
-    /// Lists files in the places of items that have no item's name.
-    fn strays(&self) -> io::Result<Vec<PathBuf>> {
-        let mut strays = Vec::new();
-        let fan_out = |name: &str| {
-            let hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
-            name.len() == 2 && name.chars().all(hex)
-        };
-        for entry in files::list(files::open_root(self.objects_dir())?)? {
-            let path = self.objects_dir().join(&entry.name);
-            let Some(prefix) = entry.name.to_str().filter(|name| fan_out(name)) else {
-                strays.push(path);
-                continue;
-            };
-            for entry in files::list(files::open_root(&path)?)? {
-                let name = format!("object-{prefix}{}", entry.name.to_string_lossy());
-                if Item::from_flat_name(name.as_ref()).is_none() {
-                    strays.push(path.join(&entry.name));
-                }
-            }
-        }
-        for (directory, kind) in [("images", "image"), ("layers", "layer"), ("blobs", "blob")] {
-            let path = self.path().join(directory);
-            for entry in files::list(files::open_root(&path)?)? {
-                let name = format!("{kind}-{}", entry.name.to_string_lossy());
-                if Item::from_flat_name(name.as_ref()).is_none() {
-                    strays.push(path.join(&entry.name));
-                }
-            }
-        }
-        Ok(strays)
     }
 }
 
@@ -361,13 +336,18 @@ impl Check<'_, '_> {
                 }
             }
         }
-        match self.store.pins() {
+        match self.store.each_pin() {
             Err(error) => tell(error.into()),
             Ok(pins) => {
-                for pin in pins {
-                    let blobs = [pin.manifest, pin.config].into_iter().flatten();
-                    let items = blobs.map(Item::Blob).chain([Item::Image(pin.root.image)]);
-                    named.extend(items.map(|item| (pin.name.clone(), item)));
+                for result in pins {
+                    let pin = match result {
+                        Ok(pin) => pin,
+                        Err(error) => {
+                            tell(error.into());
+                            continue;
+                        }
+                    };
+                    named.extend(pin.items().map(|item| (pin.name.clone(), item)));
                 }
             }
         }

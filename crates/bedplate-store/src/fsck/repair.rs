@@ -126,7 +126,7 @@ impl Finding {
             Self::Missing { missing, .. } | Self::Dangling { missing, .. } => Some(*missing),
             // The object as it should be: with the right bytes, it has the right length.
             Self::WrongSize { object, .. } => Some(Item::Object(*object)),
-            Self::Ref(_) | Self::Stray(_) | Self::OvertakenJournal(_) => None,
+            Self::Ref(_) | Self::Stray(_) | Self::OvertakenJournal(_) | Self::Part(_) => None,
         }
     }
 }
@@ -134,6 +134,11 @@ impl Finding {
 impl Store {
     /// Checks everything, and brings back from the sources what is damaged or missing.
     pub fn repair(&self, sources: &[&dyn Source]) -> Result<RepairReport, RepairError> {
+        self.prepare_parts().map_err(|source| RepairError::Write {
+            path: self.path().to_owned(),
+            attempt: "repair anything",
+            source,
+        })?;
         let mut report = RepairReport {
             set_aside: self.set_journal_aside()?,
             ..RepairReport::default()

@@ -152,7 +152,8 @@ impl Store {
     /// Makes the index anew from every object and image, each checked against its name on the way.
     pub fn rebuild_index(&self) -> Result<RebuiltIndex, IndexError> {
         let items = self
-            .items()
+            .prepare_parts()
+            .and_then(|()| self.items())
             .map_err(|source| file_error("list", self.path().to_owned(), source))?;
         let gathered = Mutex::new((Vec::new(), RebuiltIndex::default()));
         let lock = || gathered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -262,7 +263,9 @@ impl Store {
 
     fn lock_index(&self) -> Result<Lock, IndexError> {
         let path = self.path().join("index");
-        Lock::exclusive(&path).map_err(|source| file_error("lock", path, source))
+        self.prepare_parts()
+            .and_then(|()| Lock::exclusive(&path))
+            .map_err(|source| file_error("lock", path, source))
     }
 
     fn index_damaged(&self, source: DecodeError) -> IndexError {

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::item::Item;
+use crate::parts::PartError;
 use crate::store::Store;
 
 pub(crate) use change::RefChanges;
@@ -128,6 +129,14 @@ pub struct Pin {
     /// Its config, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Sha256>,
+}
+
+impl Pin {
+    /// Returns the image and the documents that are named.
+    pub(crate) fn items(&self) -> impl Iterator<Item = Item> {
+        let blobs = [self.manifest, self.config].into_iter().flatten();
+        std::iter::once(Item::Image(self.root.image)).chain(blobs.map(Item::Blob))
+    }
 }
 
 /// What is wrong with a damaged file.
@@ -333,7 +342,16 @@ impl Store {
     /// Reads the files of all refs.
     fn list_refs(&self) -> Result<Vec<Result<RefDocument, RefsError>>, RefsError> {
         let mut refs = Vec::new();
-        for path in files_in(&self.path().join("refs"))? {
+        let directory = self.path().join("refs");
+        let paths = files_in(&directory).map_err(|error| match error {
+            // No names at all is something else.
+            RefsError::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                let source = PartError::Missing(directory.clone()).into();
+                RefsError::Read { path, source }
+            }
+            other => other,
+        })?;
+        for path in paths {
             match self.read_document(&path) {
                 Ok(bytes) => refs.push(RefDocument::parse(&bytes, &path).and_then(|document| {
                     if path.file_name() != Some(file_name(&document.name).as_ref()) {
@@ -389,30 +407,36 @@ impl Store {
     /// Gives up a pin; one that is not there is fine.
     pub fn unpin(&self, name: &str) -> Result<(), RefsError> {
         let path = self.pin_path(name)?;
-        bedplate_sys::durable::remove(&path).map_err(|source| RefsError::Write { path, source })
+        self.prepare_parts()
+            .and_then(|()| bedplate_sys::durable::remove(&path))
+            .map_err(|source| RefsError::Write { path, source })
     }
 
     /// Returns every pin, in the order of their names.
     pub fn pins(&self) -> Result<Vec<Pin>, RefsError> {
-        let mut pins = Vec::new();
-        for path in files_in(&self.path().join("pins"))? {
-            let bytes = match self.read_document(&path) {
-                Ok(bytes) => bytes,
-                // Given up since the directory was read.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(RefsError::Read { path, source }),
-            };
-            let document = PinDocument::parse(&bytes, &path)?;
-            // Whoever gives up one of the two would otherwise give up the other.
-            if path.file_name() != Some(document.pin.name.as_ref()) {
-                return Err(RefsError::Misplaced {
-                    path,
-                    found: document.pin.name,
-                });
-            }
-            pins.push(document.pin);
-        }
+        let mut pins: Vec<Pin> = self.each_pin()?.into_iter().collect::<Result<_, _>>()?;
         pins.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(pins)
+    }
+
+    /// Reads every pin; each may fail by itself.
+    pub(crate) fn each_pin(&self) -> Result<Vec<Result<Pin, RefsError>>, RefsError> {
+        let paths = match files_in(&self.path().join("pins")) {
+            // A copy of a store may have left out what was empty; who writes to it makes it again.
+            Err(RefsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(Vec::new());
+            }
+            other => other?,
+        };
+        let mut pins = Vec::with_capacity(paths.len());
+        for path in paths {
+            match self.read_document(&path) {
+                Ok(bytes) => pins.push(pin_of(&bytes, path)),
+                // Given up since the directory was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => pins.push(Err(RefsError::Read { path, source })),
+            }
+        }
         Ok(pins)
     }
 
@@ -436,6 +460,18 @@ impl Store {
         }
         Ok(self.path().join("pins").join(name))
     }
+}
+
+fn pin_of(bytes: &[u8], path: PathBuf) -> Result<Pin, RefsError> {
+    let PinDocument { pin, .. } = PinDocument::parse(bytes, &path)?;
+    // Whoever gives up one of the two would otherwise give up the other.
+    if path.file_name() != Some(pin.name.as_ref()) {
+        return Err(RefsError::Misplaced {
+            path,
+            found: pin.name,
+        });
+    }
+    Ok(pin)
 }
 
 /// Puts what a journal says in the place of what the refs' files say.

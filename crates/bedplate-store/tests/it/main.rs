@@ -6,6 +6,7 @@ mod ingest;
 mod layer;
 mod misfits;
 mod packages;
+mod parts;
 mod refs;
 mod repair;
 mod shared_blocks;

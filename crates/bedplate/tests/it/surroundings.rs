@@ -105,9 +105,10 @@ fn what_a_store_lost_is_damage() {
     sandbox.tree("tree");
     for (part, line) in [
         ("refs", "images"),
-        ("tmp", "commit tree os:v2"),
+        ("refs", "gc"),
+        ("objects", "commit tree os:v2"),
         ("images", "ls os:v1"),
-        ("pins", "gc"),
+        ("images", "df"),
         ("objects", "cat os:v1 usr/bin/tool"),
         ("objects", "checkout os:v1 copy"),
     ] {
@@ -118,15 +119,64 @@ fn what_a_store_lost_is_damage() {
         let run = sandbox.run(line);
         assert_eq!(run.code, 5, "`{line}` without {part}/: {}", run.stderr);
         assert!(
-            run.stderr.contains("hint: `bedplate fsck`"),
+            run.stderr.contains("hint: ") && run.stderr.contains("`bedplate fsck"),
             "{}",
             run.stderr
         );
+    }
+    for (part, line) in [
+        ("tmp", "commit tree os:v2"),
+        ("pins", "gc"),
+        ("index", "fsck --rebuild-index"),
+    ] {
+        std::fs::remove_dir_all(sandbox.path("store")).unwrap();
+        sandbox.good("commit tree os:v1");
+        std::fs::remove_dir_all(sandbox.path("store").join(part)).unwrap();
+        sandbox.good(line);
+        sandbox.good("fsck");
     }
     assert!(
         !sandbox.path("copy").exists(),
         "a failed checkout leaves nothing"
     );
+}
+
+#[test]
+fn a_store_is_not_written_through_a_link_and_says_what_to_do() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let (refs, elsewhere) = (sandbox.path("store/refs"), sandbox.path("elsewhere"));
+    rustix::fs::rename(&refs, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &refs).unwrap();
+    for line in [
+        "commit tree os:v2",
+        "tag os:v1 os:v2",
+        "untag os:v1",
+        "gc",
+        "fsck --repair",
+    ] {
+        let run = sandbox.run(line);
+        assert_eq!(run.code, 5, "{line}: {}", run.stderr);
+        assert!(
+            run.stderr.contains("store/refs is a symbolic link"),
+            "{line}: {}",
+            run.stderr
+        );
+        assert!(
+            run.stderr.contains("hint: put the directory"),
+            "{line}: {}",
+            run.stderr
+        );
+    }
+    let fsck = sandbox.run("fsck");
+    assert_eq!(fsck.code, 5);
+    assert!(
+        fsck.stdout.contains("store/refs is a symbolic link"),
+        "{}",
+        fsck.stdout
+    );
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 1);
 }
 
 #[test]
