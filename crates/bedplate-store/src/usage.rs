@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::item::Item;
 use crate::object::sized_objects_of;
-use crate::refs::RefsError;
+use crate::refs::{Pin, Ref, RefsError};
 use crate::store::{ReadStoreError, Store};
 use crate::work;
 
@@ -143,7 +143,8 @@ impl Store {
     ///
     /// Reads every image once, on all cores, and no object.
     pub fn image_usage(&self) -> Result<Vec<ImageUsage>, UsageError> {
-        let mut names = self.holders()?;
+        let mut names = holders(&self.all_refs()?, &self.pins()?);
+        self.check_parts().map_err(UsageError::List)?;
         let images = self.items().map_err(UsageError::List)?.into_iter();
         let images: Vec<ObjectId> = images
             .filter_map(|item| match item {
@@ -170,7 +171,7 @@ impl Store {
             .unwrap_or_else(PoisonError::into_inner)
             .finish();
         for image in &mut images {
-            image.names = names.remove(&image.image).unwrap_or_default();
+            image.names = names.remove(&Item::Image(image.image)).unwrap_or_default();
         }
         images.sort_by(|one, other| {
             (other.total_bytes, &one.names).cmp(&(one.total_bytes, &other.names))
@@ -178,29 +179,33 @@ impl Store {
         Ok(images)
     }
 
-    /// Lists who keeps each image.
-    fn holders(&self) -> Result<BTreeMap<ObjectId, Vec<String>>, RefsError> {
-        let mut holders: BTreeMap<ObjectId, Vec<String>> = BTreeMap::new();
-        for known in self.all_refs()? {
-            for (back, target) in known.images().enumerate() {
-                let name = match back {
-                    0 => known.name.to_string(),
-                    back => format!("{}~{back}", known.name),
-                };
-                holders.entry(target.root.image).or_default().push(name);
-            }
-        }
-        for pin in self.pins()? {
-            holders.entry(pin.root.image).or_default().push(pin.name);
-        }
-        Ok(holders)
-    }
-
     /// Returns the length of an item; 0 where it is not there.
     pub(crate) fn size_of(&self, item: Item) -> u64 {
         rustix::fs::statat(self.root(), item.path(), AtFlags::SYMLINK_NOFOLLOW)
             .map_or(0, |stat| stat.st_size as u64)
     }
+}
+
+/// Lists who keeps each image, manifest and config.
+pub(crate) fn holders(refs: &[Ref], pins: &[Pin]) -> BTreeMap<Item, Vec<String>> {
+    let mut holders: BTreeMap<Item, Vec<String>> = BTreeMap::new();
+    for known in refs {
+        for (back, target) in known.images().enumerate() {
+            let name = match back {
+                0 => known.name.to_string(),
+                back => format!("{}~{back}", known.name),
+            };
+            for item in target.items() {
+                holders.entry(item).or_default().push(name.clone());
+            }
+        }
+    }
+    for pin in pins {
+        for item in pin.items() {
+            holders.entry(item).or_default().push(pin.name.clone());
+        }
+    }
+    holders
 }
 
 impl Tally {

@@ -8,9 +8,10 @@
 //!
 //! Invariant: fsck changes nothing, and what it does not complain about can be read.
 
+mod needs;
 mod repair;
-
 mod strays;
+
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ use crate::refs::RefsError;
 use crate::store::{ReadStoreError, Store};
 use crate::work;
 
+pub use needs::{Need, Needs};
 pub use repair::{Repair, RepairError, RepairReport, Source, SourceError, StoreSource};
 
 /// One thing that is wrong with a store.
@@ -82,11 +84,11 @@ pub enum Finding {
         .0.display()
     )]
     OvertakenJournal(PathBuf),
-    /// A file that nothing of ours is called like.
-    #[error("{} does not belong into a store", .0.display())]
     /// A directory of the store is none, or gone.
     #[error(transparent)]
     Part(#[from] crate::parts::PartError),
+    /// A file that nothing of ours is called like.
+    #[error("{} does not belong into a store", .0.display())]
     Stray(PathBuf),
 }
 
@@ -143,11 +145,11 @@ impl Store {
             bytes: AtomicU64::new(0),
             told: Mutex::new((tell, 0)),
         };
-        for path in self.strays().map_err(failed)? {
-            check.tell(Finding::Stray(path));
         for problem in self.parts().map_err(failed)?.broken {
             check.tell(problem.into());
         }
+        for path in self.strays().map_err(failed)? {
+            check.tell(Finding::Stray(path));
         }
         // Objects first: images are compared with the lengths that were found.
         let (mut objects, others): (Vec<Item>, Vec<Item>) = items

@@ -4,8 +4,8 @@
 use std::io::{self, Write};
 
 use anyhow::Context as _;
-use bedplate_store::fsck::Source;
-use bedplate_store::{Finding, RepairReport, Store, StoreSource};
+use bedplate_store::fsck::{Need, Source};
+use bedplate_store::{Finding, ReadStoreError, RepairReport, Store, StoreSource};
 use bedplate_transport::{PullOptions, RegistrySource};
 use serde::Serialize;
 
@@ -15,19 +15,48 @@ use crate::cli::Fsck;
 use crate::context::Context;
 use crate::render::{bytes, json};
 
+/// How many images are named for each finding; a program gets all.
+const NEEDS_SHOWN: usize = 5;
+
 /// What was found, for programs.
 #[derive(Serialize)]
 struct Report {
     items: u64,
     bytes: u64,
     /// What is wrong; after a repair, what still is.
-    findings: Vec<String>,
+    findings: Vec<Found>,
     /// Only with `--repair`.
     #[serde(skip_serializing_if = "Option::is_none")]
     repair: Option<Repaired>,
     /// How many contents the index knows; only with `--rebuild-index`.
     #[serde(skip_serializing_if = "Option::is_none")]
     indexed: Option<u64>,
+}
+
+/// One thing that is wrong.
+#[derive(Serialize, PartialEq, Eq, PartialOrd, Ord)]
+struct Found {
+    /// What is wrong, in a word; see [`kind`].
+    kind: &'static str,
+    /// What is wrong, in a sentence.
+    message: String,
+    /// What has to come again to set it right (`object 0123…`), where that would.
+    item: Option<String>,
+    /// The images that need the item.
+    needed_by: Vec<NeededBy>,
+}
+
+/// An image that needs what is damaged or missing.
+#[derive(Serialize, PartialEq, Eq, PartialOrd, Ord)]
+struct NeededBy {
+    /// Names, earlier images (`NAME~1`), pins; none where nothing keeps it.
+    names: Vec<String>,
+    /// The image (`image 0123…`), or a layer that no image shows as it is.
+    by: String,
+    /// Where an object is in it.
+    path: Option<String>,
+    /// In how many places.
+    paths: u64,
 }
 
 #[derive(Serialize)]
@@ -58,18 +87,18 @@ pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answ
         Report {
             items: repair.checked.items,
             bytes: repair.checked.bytes,
-            findings: texts(&repair.left),
+            findings: found(&store, &repair.left).with_context(attempted)?,
             repair: Some(repaired(repair)),
             indexed: None,
         }
     } else if fsck.rebuild_index {
         let rebuilt = store.rebuild_index().with_context(attempted)?;
-        let mut findings: Vec<String> = rebuilt.left_out.iter().map(|it| sentence(it)).collect();
-        findings.sort();
+        let left_out = rebuilt.left_out.into_iter().map(Finding::from);
+        let left_out: Vec<Finding> = left_out.collect();
         Report {
             items: rebuilt.items,
             bytes: rebuilt.bytes,
-            findings,
+            findings: found(&store, &left_out).with_context(attempted)?,
             repair: None,
             indexed: Some(rebuilt.entries),
         }
@@ -85,7 +114,7 @@ pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answ
         Report {
             items: checked.items,
             bytes: checked.bytes,
-            findings: texts(&findings),
+            findings: found(&store, &findings).with_context(attempted)?,
             repair: None,
             indexed: None,
         }
@@ -135,10 +164,68 @@ fn repair(fsck: &Fsck, store: &Store, context: &Context<'_>) -> anyhow::Result<R
     store.repair(&sources).with_context(attempted)
 }
 
-fn texts(findings: &[Finding]) -> Vec<String> {
-    let mut texts: Vec<String> = findings.iter().map(|it| sentence(it)).collect();
-    texts.sort();
-    texts
+/// Says of each finding what it is, and who needs what is damaged or missing.
+fn found(store: &Store, findings: &[Finding]) -> io::Result<Vec<Found>> {
+    let needs = store.needs(&findings.iter().filter_map(Finding::wanted).collect())?;
+    let needed = |need: &Need| NeededBy {
+        names: need.names.clone(),
+        by: need.by.to_string(),
+        path: need.path.as_ref().map(ToString::to_string),
+        paths: need.paths,
+    };
+    let mut found: Vec<Found> = findings
+        .iter()
+        .map(|finding| {
+            let item = finding.wanted();
+            let needs = item.and_then(|item| needs.get(&item));
+            Found {
+                kind: kind(finding),
+                message: sentence(finding),
+                item: item.map(|item| item.to_string()),
+                needed_by: needs.into_iter().flatten().map(needed).collect(),
+            }
+        })
+        .collect();
+    found.sort_by(|one, other| one.message.cmp(&other.message));
+    Ok(found)
+}
+
+/// Returns the word for a kind of finding, which programs may rely on.
+fn kind(finding: &Finding) -> &'static str {
+    match finding {
+        Finding::Unreadable(ReadStoreError::Read { .. }) => "unreadable",
+        Finding::Unreadable(ReadStoreError::Missing(_))
+        | Finding::Missing { .. }
+        | Finding::Dangling { .. } => "missing",
+        Finding::Unreadable(
+            ReadStoreError::Damaged { .. }
+            | ReadStoreError::TooLarge { .. }
+            | ReadStoreError::Image { .. },
+        )
+        | Finding::SealedAsOther(_)
+        | Finding::NotAFile(_)
+        | Finding::Layer(..)
+        | Finding::WrongSize { .. } => "damaged",
+        Finding::Ref(_) => "name",
+        Finding::OvertakenJournal(_) => "journal",
+        Finding::Part(_) => "directory",
+        Finding::Stray(_) => "stray",
+    }
+}
+
+/// Says which image it is, and where in it.
+fn needed_by(need: &NeededBy) -> String {
+    let who = if need.names.is_empty() {
+        format!("{}, which has no name", need.by)
+    } else {
+        need.names.join(", ")
+    };
+    match (&need.path, need.paths) {
+        (None, _) => who,
+        (Some(path), 0 | 1) => format!("{who}: {path}"),
+        (Some(path), 2) => format!("{who}: {path} and 1 more path"),
+        (Some(path), paths) => format!("{who}: {path} and {} more paths", paths - 1),
+    }
 }
 
 fn repaired(report: RepairReport) -> Repaired {
@@ -180,7 +267,13 @@ fn draw(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         }
     }
     for finding in &report.findings {
-        writeln!(out, "{finding}")?;
+        writeln!(out, "{}", finding.message)?;
+        for need in finding.needed_by.iter().take(NEEDS_SHOWN) {
+            writeln!(out, "  needed by {}", needed_by(need))?;
+        }
+        if let Some(more @ 1..) = finding.needed_by.len().checked_sub(NEEDS_SHOWN) {
+            writeln!(out, "  and by {more} more; --json lists them")?;
+        }
     }
     if let Some(contents) = report.indexed {
         writeln!(out, "the index knows {contents} contents")?;

@@ -2,6 +2,7 @@
 
 mod damage;
 mod errors;
+mod findings;
 mod kill;
 mod linked;
 mod registry;

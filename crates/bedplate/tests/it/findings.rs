@@ -1,0 +1,111 @@
+//! What fsck says of what it finds: what it is, who needs it, and where.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::sandbox::Sandbox;
+
+/// Replaces a file of a store, which nobody may write to.
+fn overwrite(path: &Path, bytes: &[u8]) {
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// The file of the store that has these bytes.
+fn file_with(directory: &Path, bytes: &[u8]) -> PathBuf {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut below = entries.flat_map(|entry| fs::read_dir(entry.unwrap().path()).unwrap());
+    below
+        .find_map(|entry| {
+            let path = entry.unwrap().path();
+            (fs::read(&path).unwrap() == bytes).then_some(path)
+        })
+        .unwrap()
+}
+
+#[test]
+fn a_finding_names_the_images_that_need_it_and_where() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    fs::write(tree.join("etc/motd"), "another\n").unwrap();
+    sandbox.good("commit tree os:v1");
+    sandbox.good("tag os:v1 os:kept");
+    fs::remove_file(tree.join("usr/bin/alias")).unwrap();
+    sandbox.good("commit tree os:v2");
+    let whole = sandbox.json("fsck --json");
+    assert_eq!(whole["findings"], serde_json::json!([]));
+
+    let object = file_with(&sandbox.path("store/objects"), &[b'x'; 100_000]);
+    overwrite(&object, &[b'y'; 100_000]);
+    let fsck = sandbox.run("fsck --json");
+    assert_eq!(fsck.code, 5);
+    let report: serde_json::Value = serde_json::from_str(&fsck.stdout).unwrap();
+    let finding = &report["findings"][0];
+    assert_eq!(finding["kind"], "damaged");
+    let message = finding["message"].as_str().unwrap();
+    assert!(
+        message.starts_with(finding["item"].as_str().unwrap()),
+        "{finding}"
+    );
+    let needed: Vec<(String, &str, u64)> = finding["needed_by"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|need| {
+            assert!(need["by"].as_str().unwrap().starts_with("image "), "{need}");
+            let names = need["names"].as_array().unwrap().iter();
+            let names: Vec<&str> = names.map(|name| name.as_str().unwrap()).collect();
+            let path = need["path"].as_str().unwrap();
+            (names.join(" "), path, need["paths"].as_u64().unwrap())
+        })
+        .collect();
+    assert_eq!(
+        needed,
+        [
+            (
+                "localhost/os:kept localhost/os:v1".to_owned(),
+                "/usr/bin/alias",
+                2
+            ),
+            ("localhost/os:v1~1".to_owned(), "/usr/bin/alias", 2),
+            ("localhost/os:v2".to_owned(), "/usr/bin/tool", 1),
+        ]
+    );
+    let text = sandbox.run("fsck").stdout;
+    for line in [
+        "  needed by localhost/os:kept, localhost/os:v1: /usr/bin/alias and 1 more path\n",
+        "  needed by localhost/os:v2: /usr/bin/tool\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+
+    // The same of what is gone, also where only names are looked at.
+    fs::remove_file(&object).unwrap();
+    for line in ["fsck --json", "fsck --quick --json"] {
+        let report: serde_json::Value = serde_json::from_str(&sandbox.run(line).stdout).unwrap();
+        for finding in report["findings"].as_array().unwrap() {
+            assert_eq!(finding["kind"], "missing");
+            assert_eq!(finding["needed_by"].as_array().unwrap().len(), 3);
+        }
+    }
+}
+
+#[test]
+fn an_image_that_is_damaged_is_known_by_its_names() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let image = fs::read_dir(sandbox.path("store/images")).unwrap();
+    let image = image.map(|entry| entry.unwrap().path()).next().unwrap();
+    let bytes = fs::read(&image).unwrap();
+    overwrite(&image, &bytes[..bytes.len() / 2]);
+    let text = sandbox.run("fsck").stdout;
+    assert!(text.contains("  needed by localhost/os:v1\n"), "{text}");
+
+    // What nothing names is garbage, and says so.
+    sandbox.good("untag os:v1");
+    let fsck = sandbox.run("fsck --json");
+    let report: serde_json::Value = serde_json::from_str(&fsck.stdout).unwrap();
+    assert_eq!(report["findings"][0]["needed_by"], serde_json::json!([]));
+}
