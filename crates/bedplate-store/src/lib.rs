@@ -70,7 +70,7 @@ pub use item::Item;
 pub use object::{ReadContentError, objects_of, sized_objects_of};
 pub use parts::PartError;
 pub use place::Misfit;
-pub use refs::{DocumentError, Pin, Ref, RefTarget, RefsError};
+pub use refs::{DocumentError, Pin, Ref, RefTarget, RefsError, SetAside};
 pub use scan::{ContentSink, DigestOnly, ScanError, ScanObserver, scan};
 pub use stat_cache::Remembering;
 pub use store::{BLOB_MAX, CreateError, OpenError, ReadStoreError, Sealing, Store};

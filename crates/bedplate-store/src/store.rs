@@ -25,8 +25,9 @@ const VERSION: u32 = 1;
 const FORMAT_FILE: &str = "format.json";
 /// Nobody else's business: contents include `/etc/shadow`.
 pub(crate) const DIRECTORY_MODE: u32 = 0o700;
-/// Files of a store beside its description.
-const FILES: [&str; 7] = [
+/// What may lie in a store beside its description and its directories.
+const FILES: [&str; 8] = [
+    "damaged",
     "lock",
     "sealed",
     "journal",

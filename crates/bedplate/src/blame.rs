@@ -350,6 +350,12 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     if let Some(GcError::Layer { .. }) = error.downcast_ref() {
         return say(Blame::Damage, DAMAGE_HINT);
     }
+    if refs_error(error).is_some_and(RefsError::is_damaged_ref) {
+        return say(
+            Blame::Damage,
+            "`bedplate fsck --repair` sets the file aside, and says how to give the name again",
+        );
+    }
     if let Some(RefsError::Damaged { .. } | RefsError::Misplaced { .. }) = refs_error(error) {
         return say(Blame::Damage, DAMAGE_HINT);
     }

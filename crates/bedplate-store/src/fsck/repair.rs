@@ -28,8 +28,7 @@ use crate::item::Item;
 use crate::large::{self, LargeFile, Way};
 use crate::layer::{self, Layer};
 use crate::object::{objects_of, sized_objects_of};
-use crate::refs::RefsError;
-use crate::refs::{Ref, RefTarget};
+use crate::refs::{Ref, RefTarget, RefsError, SetAside};
 use crate::store::{ReadStoreError, Sealing, Store, whole_max};
 use crate::transaction;
 use crate::verity::Hasher;
@@ -60,9 +59,9 @@ pub enum RepairError {
     /// The store could not be checked.
     #[error(transparent)]
     Check(#[from] FsckError),
-    /// The journal of names could be neither used nor set aside.
+    /// The journal of names, or the file of one, could be neither used nor set aside.
     #[error(transparent)]
-    Journal(#[from] RefsError),
+    Names(#[from] RefsError),
     /// The store could not be written to.
     #[error("cannot {attempt} in {}", path.display())]
     Write {
@@ -84,6 +83,8 @@ pub struct RepairReport {
     pub repaired: Vec<(Item, String)>,
     /// The journal of names, where it could not be read: set aside under this name.
     pub set_aside: Option<PathBuf>,
+    /// The files of names that could not be read: set aside, and the names are gone.
+    pub names_set_aside: Vec<SetAside>,
     /// What is still wrong.
     pub left: Vec<Finding>,
     /// Sources that failed, with the reason.
@@ -141,6 +142,7 @@ impl Store {
         })?;
         let mut report = RepairReport {
             set_aside: self.set_journal_aside()?,
+            names_set_aside: self.set_refs_aside()?,
             ..RepairReport::default()
         };
         report.checked = self.fsck(&mut |finding| report.left.push(finding))?;

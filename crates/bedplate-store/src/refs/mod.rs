@@ -10,6 +10,7 @@
 //! Invariants: a ref or pin is replaced whole; what a later version added to it is kept; a reader sees
 //! all of a transaction's changes of refs, or none.
 
+mod aside;
 mod change;
 mod document;
 
@@ -29,6 +30,7 @@ use crate::item::Item;
 use crate::parts::PartError;
 use crate::store::Store;
 
+pub use aside::SetAside;
 pub(crate) use change::RefChanges;
 pub use document::HISTORY_MAX;
 use document::PinDocument;
@@ -308,6 +310,19 @@ impl Store {
             .collect::<Result<_, _>>()?;
         refs.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(refs)
+    }
+
+    /// Returns every ref with its history, in the order of their names, and why others cannot be read.
+    pub fn readable_refs(&self) -> Result<(Vec<Ref>, Vec<RefsError>), RefsError> {
+        let (mut refs, mut errors) = (Vec::new(), Vec::new());
+        for result in self.each_ref()? {
+            match result {
+                Ok(document) => refs.push(Ref::from(document)),
+                Err(error) => errors.push(error),
+            }
+        }
+        refs.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok((refs, errors))
     }
 
     /// Reads every ref as of one moment; each may fail by itself.

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 
 use anyhow::Context as _;
+use bedplate_model::RootDigest;
 use bedplate_store::fsck::{Need, Source};
 use bedplate_store::{Finding, ReadStoreError, RepairReport, Store, StoreSource};
 use bedplate_transport::{PullOptions, RegistrySource};
@@ -63,8 +64,23 @@ struct NeededBy {
 struct Repaired {
     /// Where the journal of names is now, if it could not be read.
     set_aside: Option<String>,
+    /// Names whose files could not be read.
+    names_set_aside: Vec<NameAside>,
+    /// Only where there are such names: images that nothing keeps from the next gc.
+    unnamed_images: Vec<String>,
     repaired: Vec<Item>,
     failed_sources: Vec<Failed>,
+}
+
+/// A name whose file was set aside.
+#[derive(Serialize)]
+struct NameAside {
+    /// Unknown where the file's own name says nothing.
+    name: Option<String>,
+    /// Where the file is now.
+    file: String,
+    /// What it most likely pointed at, where that can be told.
+    root_digest: Option<RootDigest>,
 }
 
 #[derive(Serialize)]
@@ -88,7 +104,7 @@ pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answ
             items: repair.checked.items,
             bytes: repair.checked.bytes,
             findings: found(&store, &repair.left).with_context(attempted)?,
-            repair: Some(repaired(repair)),
+            repair: Some(repaired(&store, repair).with_context(attempted)?),
             indexed: None,
         }
     } else if fsck.rebuild_index {
@@ -141,8 +157,8 @@ fn repair(fsck: &Fsck, store: &Store, context: &Context<'_>) -> anyhow::Result<R
             .with_context(|| format!("cannot open the store {}", path.display()))?;
         stores.push(StoreSource::new(other));
     }
-    // A ref that cannot be read is a finding, and names no registry.
-    let mut named = store.all_refs().unwrap_or_default();
+    // A ref that cannot be read is set aside, and names no registry.
+    let mut named = store.readable_refs().unwrap_or_default().0;
     named.retain(|known| !known.name.is_local());
     let client = if named.is_empty() {
         None
@@ -228,8 +244,22 @@ fn needed_by(need: &NeededBy) -> String {
     }
 }
 
-fn repaired(report: RepairReport) -> Repaired {
-    Repaired {
+fn repaired(store: &Store, report: RepairReport) -> anyhow::Result<Repaired> {
+    let mut unnamed_images = Vec::new();
+    if !report.names_set_aside.is_empty() {
+        let images = store.unnamed_images()?.into_iter();
+        unnamed_images.extend(images.map(|image| image.to_string()));
+    }
+    let names = report.names_set_aside.into_iter();
+    Ok(Repaired {
+        names_set_aside: names
+            .map(|aside| NameAside {
+                name: aside.name.map(|name| name.to_string()),
+                file: aside.path.display().to_string(),
+                root_digest: aside.root,
+            })
+            .collect(),
+        unnamed_images,
         set_aside: report.set_aside.map(|path| path.display().to_string()),
         repaired: report
             .repaired
@@ -247,7 +277,41 @@ fn repaired(report: RepairReport) -> Repaired {
                 reason: sentence(&*error),
             })
             .collect(),
+    })
+}
+
+/// Says which names are gone, and how to give them again.
+fn names_set_aside(out: &mut dyn Write, repair: &Repaired) -> io::Result<()> {
+    for aside in &repair.names_set_aside {
+        let name = aside.name.as_deref().unwrap_or("NAME");
+        writeln!(
+            out,
+            "the file of {} could not be read and is set aside as {}",
+            aside.name.as_deref().unwrap_or("a name"),
+            aside.file
+        )?;
+        match &aside.root_digest {
+            Some(root) => writeln!(
+                out,
+                "  to give the name again, before the next gc: bedplate tag {root} {name}"
+            )?,
+            None => writeln!(
+                out,
+                "  to give the name again, before the next gc: bedplate pull, or bedplate tag \
+                 exact-1/v1-sha256-12:IMAGE {name}"
+            )?,
+        }
     }
+    if !repair.unnamed_images.is_empty() {
+        writeln!(
+            out,
+            "images that have no name, and which the next gc removes:"
+        )?;
+    }
+    for image in &repair.unnamed_images {
+        writeln!(out, "  {image}")?;
+    }
+    Ok(())
 }
 
 fn draw(out: &mut dyn Write, report: &Report) -> io::Result<()> {
@@ -259,6 +323,7 @@ fn draw(out: &mut dyn Write, report: &Report) -> io::Result<()> {
                  file says"
             )?;
         }
+        names_set_aside(out, repair)?;
         for Item { item, from } in &repair.repaired {
             writeln!(out, "repaired {item} from {from}")?;
         }

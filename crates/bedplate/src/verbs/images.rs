@@ -1,12 +1,15 @@
 //! `images`: lists the names of the store and what they point at.
 
 use std::collections::HashMap;
+use std::io;
 
 use anyhow::Context as _;
 use bedplate_model::{RootDigest, Sha256};
+use bedplate_store::Ref;
 use serde::Serialize;
 
 use crate::Answer;
+use crate::blame::sentence;
 use crate::cli::Images;
 use crate::context::Context;
 use crate::render::table::Table;
@@ -25,10 +28,12 @@ struct Image {
 
 pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
-    let refs = store.refs().context("cannot list the names of the store")?;
+    let (refs, unreadable) = store
+        .readable_refs()
+        .context("cannot list the names of the store")?;
     let mut sizes: HashMap<RootDigest, u64> = HashMap::new();
     let mut list = Vec::new();
-    for (name, target) in refs {
+    for Ref { name, target, .. } in refs {
         let size = if let Some(size) = sizes.get(&target.root) {
             *size
         } else {
@@ -45,15 +50,28 @@ pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<
             size,
         });
     }
+    draw(images, list, context)?;
+    // The others come first: what is damaged takes nothing from them.
+    let all: Vec<String> = unreadable.iter().map(|error| sentence(error)).collect();
+    match unreadable.into_iter().next() {
+        None => Ok(Answer::Yes),
+        Some(only) if all.len() == 1 => Err(only).context("cannot read a name of the store"),
+        Some(first) => Err(first).context(format!(
+            "cannot read {} names of the store ({})",
+            all.len(),
+            all.join("; ")
+        )),
+    }
+}
+
+fn draw(images: &Images, list: Vec<Image>, context: &mut Context<'_>) -> io::Result<()> {
     if images.json {
-        json(context.out, &list)?;
-        return Ok(Answer::Yes);
+        return json(context.out, &list);
     }
     if context.quiet {
-        for image in list {
-            writeln!(context.out, "{}", image.name)?;
-        }
-        return Ok(Answer::Yes);
+        return list
+            .iter()
+            .try_for_each(|image| writeln!(context.out, "{}", image.name));
     }
     let mut table = Table::new(["NAME", "ROOT DIGEST", "MANIFEST", "SET", "SIZE"]);
     for image in list {
@@ -68,6 +86,5 @@ pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<
             bytes(image.size),
         ]);
     }
-    table.write(context.out)?;
-    Ok(Answer::Yes)
+    table.write(context.out)
 }

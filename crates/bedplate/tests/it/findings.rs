@@ -109,3 +109,103 @@ fn an_image_that_is_damaged_is_known_by_its_names() {
     let report: serde_json::Value = serde_json::from_str(&fsck.stdout).unwrap();
     assert_eq!(report["findings"][0]["needed_by"], serde_json::json!([]));
 }
+
+#[test]
+fn a_name_that_cannot_be_read_is_set_aside_by_a_repair_and_given_again() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    let root = sandbox.good("commit tree os:v1");
+    fs::write(tree.join("etc/motd"), "another\n").unwrap();
+    sandbox.good("commit tree os:v2");
+    let path = sandbox.path("store/refs/localhost%2Fos%3Av1");
+    let good = fs::read(&path).unwrap();
+    let mut flipped = good.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for (copy, bad) in [flipped, Vec::new(), b"garbage".to_vec()]
+        .iter()
+        .enumerate()
+    {
+        overwrite(&path, bad);
+        let images = sandbox.run("images --json");
+        assert_eq!(images.code, 5, "{}", images.stderr);
+        let listed: serde_json::Value = serde_json::from_str(&images.stdout).unwrap();
+        assert_eq!(listed.as_array().unwrap().len(), 1);
+        assert_eq!(listed[0]["name"], "localhost/os:v2");
+        assert!(
+            images.stderr.contains("localhost%2Fos%3Av1"),
+            "{}",
+            images.stderr
+        );
+        let gc = sandbox.run("gc");
+        assert_eq!(gc.code, 5);
+        for text in [&images.stderr, &gc.stderr] {
+            assert!(text.contains("hint: `bedplate fsck --repair`"), "{text}");
+        }
+
+        let repair = sandbox.good("fsck --repair");
+        assert!(
+            repair.contains("the file of localhost/os:v1 could not be read"),
+            "{repair}"
+        );
+        let image = root.trim().rsplit(':').next().unwrap();
+        assert!(
+            repair.contains(image),
+            "the image that is without a name: {repair}"
+        );
+        if copy == 0 {
+            let line = format!("bedplate tag {} localhost/os:v1", root.trim());
+            assert!(repair.contains(&line), "{repair}");
+        }
+        let aside = match copy {
+            0 => "store/damaged/localhost%2Fos%3Av1".to_owned(),
+            copy => format!("store/damaged/localhost%2Fos%3Av1.{}", copy + 1),
+        };
+        assert_eq!(
+            fs::read(sandbox.path(&aside)).unwrap(),
+            *bad,
+            "no byte is lost"
+        );
+        sandbox.good("fsck");
+        sandbox.good(&format!("tag {} os:v1", root.trim()));
+        sandbox.good("gc");
+        assert_eq!(sandbox.json("images --json").as_array().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn what_stands_among_the_names_and_is_none_is_set_aside_too() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    sandbox.good("tag os:v1 os:v2");
+    let refs = sandbox.path("store/refs");
+    fs::write(refs.join("notes.txt"), "x").unwrap();
+    fs::create_dir(refs.join("directory")).unwrap();
+    fs::write(refs.join("directory/file"), "x").unwrap();
+    std::os::unix::fs::symlink("/nonexistent", refs.join("link")).unwrap();
+    fs::copy(
+        refs.join("localhost%2Fos%3Av2"),
+        refs.join("localhost%2Fos%3Av3"),
+    )
+    .unwrap();
+    let images = sandbox.run("images -q");
+    assert_eq!(
+        (images.code, &*images.stdout),
+        (5, "localhost/os:v1\nlocalhost/os:v2\n")
+    );
+    for name in ["notes.txt", "directory", "link", "localhost%2Fos%3Av3"] {
+        assert!(images.stderr.contains(name), "{name}: {}", images.stderr);
+    }
+    let report = sandbox.json("fsck --repair --json");
+    assert_eq!(
+        report["repair"]["names_set_aside"]
+            .as_array()
+            .unwrap()
+            .len(),
+        4
+    );
+    assert_eq!(report["findings"], serde_json::json!([]));
+    assert!(sandbox.path("store/damaged/directory/file").exists());
+    sandbox.good("gc");
+    assert_eq!(sandbox.json("images --json").as_array().unwrap().len(), 2);
+}
