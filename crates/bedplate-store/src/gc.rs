@@ -33,6 +33,7 @@ use crate::layer::{self, Layer};
 use crate::object::objects_of;
 use crate::refs::{RefDocument, RefTarget, RefsError};
 use crate::store::{ReadStoreError, Store};
+use crate::usage;
 use crate::work;
 
 /// What is kept besides what names point at now, and pins and live transactions hold.
@@ -65,10 +66,12 @@ impl Default for GcPolicy {
 pub struct GcReport {
     /// Earlier images that names forget, in the order of the names, the newest first.
     pub forgotten: Vec<Forgotten>,
-    /// Everything that goes, with its size in bytes.
+    /// Everything that goes, with the bytes that the disk has of it.
     pub removed: Vec<(Item, u64)>,
     /// Directories of transactions whose process is gone.
     pub abandoned: u64,
+    /// The bytes of what they had written. What they shared with the store is not among them.
+    pub abandoned_bytes: u64,
     /// How many items stay.
     pub kept: u64,
 }
@@ -100,11 +103,16 @@ pub enum Reason {
 }
 
 impl GcReport {
-    /// Returns the bytes that are freed.
-    pub fn freed_bytes(&self) -> u64 {
+    /// Returns the bytes of the items that go.
+    pub fn removed_bytes(&self) -> u64 {
         self.removed
             .iter()
             .fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
+    }
+
+    /// Returns the bytes that are freed: of items, and of abandoned transactions.
+    pub fn freed_bytes(&self) -> u64 {
+        self.removed_bytes().saturating_add(self.abandoned_bytes)
     }
 }
 
@@ -160,6 +168,7 @@ impl Store {
         let mut report = GcReport {
             forgotten: choose(&mut marking, &refs, &items)?,
             abandoned: transactions.dead.len() as u64,
+            abandoned_bytes: self.abandoned_bytes(&transactions)?,
             ..GcReport::default()
         };
         let listed = items.len();
@@ -272,8 +281,21 @@ impl Store {
         })
     }
 
+    /// Adds up what dead transactions had written.
+    fn abandoned_bytes(&self, transactions: &Transactions) -> Result<u64, GcError> {
+        transactions
+            .dead
+            .iter()
+            .try_fold(0, |sum: u64, (name, _held)| {
+                let below = self.path().join("tmp").join(name);
+                let bytes = usage::bytes_below(&below, usage::Counted::Alone);
+                bytes.map(|bytes| sum.saturating_add(bytes))
+            })
+            .map_err(self.gc_failed("measure a dead transaction"))
+    }
+
     /// Looks up the bytes of items.
-    fn sized(&self, items: &[Item]) -> Vec<(Item, u64)> {
+    pub(crate) fn sized(&self, items: &[Item]) -> Vec<(Item, u64)> {
         let sized = Mutex::new(Vec::with_capacity(items.len()));
         let chunks = items.chunks(work::CHUNK).enumerate().collect();
         work::each_waiting(chunks, &|(number, items): (usize, &[Item])| {

@@ -4,6 +4,8 @@
 //! images ─→ object → the one image that names it, or "several" ─→ unique and shared bytes of each
 //! ```
 //!
+//! Sizes are those of files as far as they are allocated: a hole counts for nothing.
+//!
 //! Invariant: what an image has alone is what removing it, and nothing else, would free.
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,7 +23,8 @@ use crate::refs::{Pin, Ref, RefsError};
 use crate::store::{ReadStoreError, Store};
 use crate::work;
 
-/// How much a store holds.
+/// How much a store holds. The bytes of a file are its length, or what the disk has of it where that is less
+/// (holes); only `disk_bytes` counts whole blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// How many objects.
@@ -107,7 +110,7 @@ impl Usage {
             Item::Blob(_) => (&mut self.blobs, &mut self.blob_bytes),
         };
         *count += 1;
-        *bytes = bytes.saturating_add(stat.st_size as u64);
+        *bytes = bytes.saturating_add(allocated(stat));
         let blocks = stat.st_blocks as u64;
         self.disk_bytes = self.disk_bytes.saturating_add(blocks.saturating_mul(512));
     }
@@ -134,19 +137,26 @@ impl Store {
         let mut usage = usage.into_inner().unwrap_or_else(PoisonError::into_inner);
         for directory in ["tmp", "trash"] {
             let below = self.path().join(directory);
-            usage.staging_bytes = usage.staging_bytes.saturating_add(bytes_below(&below)?);
+            usage.staging_bytes = usage
+                .staging_bytes
+                .saturating_add(bytes_below(&below, Counted::All)?);
         }
         Ok(usage)
     }
 
     /// Finds out what each image takes, and how much of that it shares; the largest come first.
     ///
-    /// Reads every image once, on all cores, and no object.
+    /// Reads every image once, on all cores, and of objects nothing but how long they are.
     pub fn image_usage(&self) -> Result<Vec<ImageUsage>, UsageError> {
         let mut names = holders(&self.all_refs()?, &self.pins()?);
         self.check_parts().map_err(UsageError::List)?;
-        let images = self.items().map_err(UsageError::List)?.into_iter();
-        let images: Vec<ObjectId> = images
+        let items = self.items().map_err(UsageError::List)?;
+        let (objects, others): (Vec<Item>, Vec<Item>) = items
+            .into_iter()
+            .partition(|item| matches!(item, Item::Object(_)));
+        let allocated: HashMap<Item, u64> = self.sized(&objects).into_iter().collect();
+        let images: Vec<ObjectId> = others
+            .into_iter()
             .filter_map(|item| match item {
                 Item::Image(id) => Some(id),
                 Item::Object(_) | Item::Layer(_) | Item::Blob(_) => None,
@@ -159,8 +169,12 @@ impl Store {
                 Err(ReadStoreError::Missing(_)) => return Ok(()), // collected since it was listed
                 Err(error) => return Err(error),
             };
-            let objects = sized_objects_of(&tree);
+            let mut objects = sized_objects_of(&tree);
             drop(tree);
+            for (id, size) in &mut objects {
+                // A hole is in the length that the image says, and takes nothing.
+                *size = allocated.get(&Item::Object(*id)).map_or(*size, |it| *it);
+            }
             let own = self.size_of(Item::Image(id));
             let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
             tally.add(id, own, &objects);
@@ -179,10 +193,10 @@ impl Store {
         Ok(images)
     }
 
-    /// Returns the length of an item; 0 where it is not there.
+    /// Returns the bytes of an item that the disk has; 0 where it is not there.
     pub(crate) fn size_of(&self, item: Item) -> u64 {
         rustix::fs::statat(self.root(), item.path(), AtFlags::SYMLINK_NOFOLLOW)
-            .map_or(0, |stat| stat.st_size as u64)
+            .map_or(0, |stat| allocated(&stat))
     }
 }
 
@@ -242,8 +256,22 @@ impl Tally {
     }
 }
 
-/// Adds up the lengths of all files below a directory; what vanishes meanwhile is passed over.
-fn bytes_below(path: &std::path::Path) -> io::Result<u64> {
+/// Returns how many of a file's bytes the disk has: its length, without its holes.
+pub(crate) fn allocated(stat: &Stat) -> u64 {
+    let blocks = stat.st_blocks as u64;
+    blocks.saturating_mul(512).min(stat.st_size as u64)
+}
+
+/// Which files below a directory count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted {
+    All,
+    /// Those that have no other name: what is freed with the directory.
+    Alone,
+}
+
+/// Adds up the allocated bytes of files below a directory; what vanishes meanwhile is passed over.
+pub(crate) fn bytes_below(path: &std::path::Path, counted: Counted) -> io::Result<u64> {
     let mut sum: u64 = 0;
     let mut pending = vec![path.to_owned()];
     while let Some(path) = pending.pop() {
@@ -259,7 +287,8 @@ fn bytes_below(path: &std::path::Path) -> io::Result<u64> {
             };
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => pending.push(path.join(&entry.name)),
-                _ => sum = sum.saturating_add(stat.st_size as u64),
+                _ if counted == Counted::Alone && stat.st_nlink > 1 => {}
+                _ => sum = sum.saturating_add(allocated(&stat)),
             }
         }
     }

@@ -664,3 +664,46 @@ fn a_file_of_holes_is_stored_and_restored_as_holes() {
     let again = place.path("again");
     assert!(checkout(&place.store, &tree, &again, CheckoutOptions::default()).is_err());
 }
+
+#[test]
+fn what_dead_transactions_wrote_and_holes_leave_out_is_counted_as_the_disk_has_it() {
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    let sparse = fs::File::create(source.join("sparse")).unwrap();
+    sparse.set_len(1 << 30).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, &[1; 8192], 1 << 20).unwrap();
+    sparse.sync_all().unwrap();
+    place.commit(&source, "os:v1");
+    let usage = place.store.usage().unwrap();
+    assert!(usage.object_bytes < 1 << 20, "{usage:?}");
+    let image = &place.store.image_usage().unwrap()[0];
+    assert!((8192..1 << 20).contains(&image.unique_bytes), "{image:?}");
+
+    // A transaction that died: one file of its own, one that is the store's, too.
+    let dead = place.store.path().join("tmp/1-1");
+    fs::create_dir(&dead).unwrap();
+    let part = fs::File::create(dead.join("part-0")).unwrap();
+    std::io::Write::write_all(&mut &part, &[7; 100_000]).unwrap();
+    part.sync_all().unwrap();
+    let object = objects_below(place.store.objects_dir()).remove(0);
+    fs::hard_link(object, dead.join("object-1")).unwrap();
+    for dry_run in [true, false] {
+        let report = place.store.gc(&GcPolicy::default(), dry_run).unwrap();
+        assert_eq!((report.abandoned, report.abandoned_bytes), (1, 100_000));
+        assert_eq!((report.removed_bytes(), report.freed_bytes()), (0, 100_000));
+    }
+    place.untag("os:v1");
+    let report = place.store.gc(&GcPolicy::default(), false).unwrap();
+    assert_eq!(report.removed.len(), 2);
+    assert!(
+        (8192..1 << 20).contains(&report.freed_bytes()),
+        "{report:?}"
+    );
+}
+
+fn objects_below(objects: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(objects).unwrap();
+    let below = entries.flat_map(|entry| fs::read_dir(entry.unwrap().path()).unwrap());
+    below.map(|entry| entry.unwrap().path()).collect()
+}

@@ -24,9 +24,11 @@ struct Report {
     images: Vec<Image>,
     removed: u64,
     removed_objects: u64,
+    /// With the bytes of abandoned transactions.
     freed_bytes: u64,
     kept: u64,
     abandoned_transactions: u64,
+    abandoned_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -76,9 +78,22 @@ pub(super) fn run(gc: &Gc, context: &mut Context<'_>) -> anyhow::Result<Answer> 
             "removed"
         },
         report.removed.len(),
-        bytes(report.freed_bytes()),
+        bytes(report.removed_bytes()),
         report.kept,
     )?;
+    if report.abandoned > 0 {
+        writeln!(
+            out,
+            "{} what {} abandoned transactions had written, {}",
+            if gc.dry_run {
+                "would remove"
+            } else {
+                "removed"
+            },
+            report.abandoned,
+            bytes(report.abandoned_bytes),
+        )?;
+    }
     Ok(Answer::Yes)
 }
 
@@ -123,9 +138,6 @@ fn plan(out: &mut dyn Write, report: &GcReport, images: Vec<Image>) -> io::Resul
         if count > 0 {
             writeln!(out, "{count} {what}, {}", bytes(length))?;
         }
-    }
-    if report.abandoned > 0 {
-        writeln!(out, "{} abandoned transactions", report.abandoned)?;
     }
     Ok(())
 }
@@ -183,6 +195,7 @@ fn document(dry_run: bool, report: &GcReport, images: Vec<Image>) -> Report {
         freed_bytes: report.freed_bytes(),
         kept: report.kept,
         abandoned_transactions: report.abandoned,
+        abandoned_bytes: report.abandoned_bytes,
     }
 }
 
