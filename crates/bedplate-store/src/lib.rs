@@ -11,6 +11,7 @@
 //!   blobs/<hex>        manifests and configs as received, named by their SHA-256
 //!   refs/<name>        image names that point at images        pins/<name>   other holders of images
 //!   index/sha256       contents' SHA-256 → objects        index/stat-…    files that were read before: caches
+//!   damaged/<name>     files of refs that could not be read, set aside
 //!   tmp/<txn>/         what is not committed yet, held by a flock     trash/  of earlier versions
 //! ```
 //!
