@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariants: no link is followed, no name is resolved twice; two names of one inode are one node;
-//! everything below is taken, other mounted file systems too; memory grows with the number of files,
+//! everything below is taken, other mounted file systems too (a look may leave some out); memory grows with the number of files,
 //! never with their size.
 
 use std::collections::HashMap;
@@ -26,8 +26,10 @@ use bedplate_model::{
 };
 use bedplate_sys::{files, xattr};
 use rustix::fs::{AtFlags, FileType, Stat};
+use rustix::io::Errno;
 
 use crate::extents;
+use crate::look::{Unsteady, Verdict, Watch};
 use crate::transaction::PutError;
 use crate::work::{self, Queue};
 
@@ -118,11 +120,37 @@ pub enum ScanError {
     },
 }
 
+impl ScanError {
+    /// Returns what did not hold still while it was read, where that is all that is wrong.
+    pub(crate) fn unsteady(&self) -> Option<(&Path, Unsteady)> {
+        match self {
+            Self::Changed(path) => Some((path, Unsteady::Changed)),
+            Self::Read { path, source } => match Errno::from_io_error(source)? {
+                Errno::NOENT | Errno::STALE => Some((path, Unsteady::Vanished)),
+                // A link, or no directory any more.
+                Errno::LOOP | Errno::NOTDIR => Some((path, Unsteady::Changed)),
+                _ => None,
+            },
+            Self::Store { .. } | Self::Name { .. } | Self::Tree { .. } => None,
+        }
+    }
+}
+
 /// Scans a directory into a tree; contents of files go to `contents`.
 pub fn scan(
     path: &Path,
     contents: &dyn ContentSink,
     observer: &dyn ScanObserver,
+) -> Result<Tree, ScanError> {
+    scan_watched(path, contents, observer, None)
+}
+
+/// As [`scan`]; a watch decides what is taken, and lets pass what does not hold still.
+pub(crate) fn scan_watched(
+    path: &Path,
+    contents: &dyn ContentSink,
+    observer: &dyn ScanObserver,
+    watch: Option<&Watch>,
 ) -> Result<Tree, ScanError> {
     let read = |source| ScanError::Read {
         path: path.to_owned(),
@@ -137,6 +165,7 @@ pub fn scan(
     let scan = Scan {
         contents,
         observer,
+        watch,
         found: Mutex::new(Found {
             directories: vec![Vec::new()],
             ..Found::default()
@@ -150,14 +179,17 @@ pub fn scan(
     // The root's own entries first; everything else are jobs that this one adds.
     work::run(vec![Job::Root(first)], |job, queue| match job {
         Job::Root(place) => scan.directory(place, queue),
-        Job::Directory(parent, name) => scan.directory(scan.enter(&parent, &name)?, queue),
+        Job::Directory(parent, name) => match scan.steady(scan.enter(&parent, &name))? {
+            Some(place) => scan.directory(place, queue),
+            None => Ok(()),
+        },
         Job::Files(place, names) => scan.files(&place, names),
     })?;
     let found = scan
         .found
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    Assembly::new(found).tree(metadata, path)
+    Assembly::new(found, watch).tree(metadata, path)
 }
 
 /// A directory that is being scanned.
@@ -182,6 +214,7 @@ enum Job {
 struct Scan<'a> {
     contents: &'a dyn ContentSink,
     observer: &'a dyn ScanObserver,
+    watch: Option<&'a Watch>,
     found: Mutex<Found>,
 }
 
@@ -210,18 +243,27 @@ impl Scan<'_> {
         let entries = files::list(&place.handle).map_err(|source| ScanError::Read {
             path: place.path.clone(),
             source,
-        })?;
+        });
+        let Some(entries) = self.steady(entries)? else {
+            return Ok(());
+        };
         let mut directories = Vec::new();
         let mut regular = Vec::new();
         for entry in entries {
-            let kind = match entry.kind {
-                Some(kind) => kind,
-                None => FileType::from_raw_mode(stat(&place, &entry.name)?.st_mode),
+            let judged = self.judge(&place, &entry.name, entry.kind);
+            let Some((kind, verdict)) = self.steady(judged)? else {
+                continue;
             };
-            match kind {
-                FileType::RegularFile => regular.push(entry.name),
-                FileType::Directory => directories.push(entry.name),
-                _ => self.special(&place, &entry.name)?,
+            match (kind, verdict) {
+                (FileType::Directory, Verdict::LeaveOut) => {
+                    self.steady(self.emptied(&place, &entry.name))?;
+                }
+                (_, Verdict::LeaveOut) => {}
+                (FileType::RegularFile, Verdict::Take) => regular.push(entry.name),
+                (FileType::Directory, Verdict::Take) => directories.push(entry.name),
+                (_, Verdict::Take) => {
+                    self.steady(self.special(&place, &entry.name))?;
+                }
             }
         }
         // A fixed order makes neighbours on the disk neighbours in time.
@@ -234,6 +276,46 @@ impl Scan<'_> {
             let batch = regular.by_ref().take(BATCH).collect();
             queue.add([Job::Files(Arc::clone(&place), batch)]);
         }
+        Ok(())
+    }
+
+    /// Lets an error pass that says that something did not hold still, where this is a look.
+    fn steady<T>(&self, outcome: Result<T, ScanError>) -> Result<Option<T>, ScanError> {
+        match (outcome, self.watch) {
+            (Err(error), Some(watch)) => watch.note(error).map(|()| None),
+            (outcome, _) => outcome.map(Some),
+        }
+    }
+
+    /// Finds out what an entry is, and whether it is taken.
+    fn judge(
+        &self,
+        place: &Place,
+        name: &OsStr,
+        kind: Option<FileType>,
+    ) -> Result<(FileType, Verdict), ScanError> {
+        let kind = match kind {
+            Some(kind) => kind,
+            None => FileType::from_raw_mode(stat(place, name)?.st_mode),
+        };
+        let Some(watch) = self.watch else {
+            return Ok((kind, Verdict::Take));
+        };
+        let directory = (place.path.as_path(), &place.handle);
+        let verdict = watch.verdict(directory, name, kind == FileType::Directory);
+        let verdict = verdict.map_err(|source| ScanError::Read {
+            path: place.path.join(name),
+            source,
+        })?;
+        Ok((kind, verdict))
+    }
+
+    /// Takes a directory without what is in it; it is not even opened.
+    fn emptied(&self, place: &Place, name: &OsStr) -> Result<(), ScanError> {
+        let metadata = metadata(&stat(place, name)?, bedplate_model::Xattrs::default());
+        let entry = name_of(&place.path.join(name), name)?;
+        let node = Node::new(metadata, Content::empty_directory());
+        self.found().directories[place.number].push((entry, Entry::Node(node)));
         Ok(())
     }
 
@@ -305,7 +387,9 @@ impl Scan<'_> {
     fn files(&self, place: &Place, names: Vec<OsString>) -> Result<(), ScanError> {
         let mut taken = Vec::with_capacity(names.len());
         for name in names {
-            let entry = self.file(place, &name)?;
+            let Some(entry) = self.steady(self.file(place, &name))? else {
+                continue;
+            };
             taken.push((name_of(&place.path.join(&name), &name)?, entry));
         }
         self.found().directories[place.number].extend(taken);
@@ -344,6 +428,14 @@ impl Scan<'_> {
                     source,
                 },
             })?;
+        if self.watch.is_some() {
+            // Bytes that were written over while they were read are of no one time.
+            let after = rustix::fs::fstat(&file).map_err(|error| read(error.into()))?;
+            let times = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
+            if times(&stat) != times(&after) || stat.st_size != after.st_size {
+                return Err(ScanError::Changed(path()));
+            }
+        }
         self.observer.taken(size);
         let node = Node::new(metadata, Content::File(content));
         Ok(match linked {
@@ -376,16 +468,18 @@ impl Found {
 }
 
 /// Puts what was found together, in the order of names: equal directories give equal arenas.
-struct Assembly {
+struct Assembly<'a> {
+    watch: Option<&'a Watch>,
     directories: Vec<Vec<(Name, Entry)>>,
     linked: Vec<Option<Node>>,
     /// The node of each entry of `linked`, once it has its first name.
     placed: Vec<Option<NodeId>>,
 }
 
-impl Assembly {
-    fn new(found: Found) -> Self {
+impl<'a> Assembly<'a> {
+    fn new(found: Found, watch: Option<&'a Watch>) -> Self {
         Self {
+            watch,
             placed: vec![None; found.linked.len()],
             directories: found.directories,
             linked: found.linked,
@@ -426,8 +520,13 @@ impl Assembly {
                                     .map_err(|error| refused(&name, error))?;
                                 self.placed[number] = Some(id);
                             }
+                            // Whoever met the first name could not take it.
                             (None, None) => {
-                                return Err(ScanError::Changed(path.join(name.as_os_str())));
+                                let changed = ScanError::Changed(path.join(name.as_os_str()));
+                                match self.watch {
+                                    Some(watch) => watch.note(changed)?,
+                                    None => return Err(changed),
+                                }
                             }
                         }
                     }

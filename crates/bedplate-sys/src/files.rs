@@ -13,7 +13,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
+};
 use rustix::io::Errno;
 
 /// The most bytes of a path that are resolved in one call; deeper paths take several (`PATH_MAX` is 4096).
@@ -190,6 +192,23 @@ pub fn list(directory: impl AsFd) -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
+/// Returns whether something is mounted on an entry of a directory, without making what is mounted only
+/// when it is used.
+pub fn is_mount(parent: impl AsFd, name: &OsStr) -> io::Result<bool> {
+    let parent = parent.as_fd();
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let entry = rustix::fs::statx(parent, name, flags, StatxFlags::TYPE)?;
+    let known = entry.stx_attributes_mask;
+    if known.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(entry.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    }
+    // Before Linux 5.8 only another device tells. An overlay gives its files devices of their own.
+    let above = rustix::fs::statx(parent, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
+    let is_directory = FileType::from_raw_mode(entry.stx_mode.into()) == FileType::Directory;
+    let device = |stat: &Statx| (stat.stx_dev_major, stat.stx_dev_minor);
+    Ok(is_directory && device(&entry) != device(&above))
+}
+
 /// Removes an entry with everything below it, links unfollowed; one that is not there is fine.
 pub fn remove_tree(parent: impl AsFd, name: &OsStr) -> io::Result<()> {
     let parent = parent.as_fd();
@@ -245,6 +264,17 @@ mod tests {
         assert!(open_beneath(&root, vec![OsStr::new(&name); 40]).is_ok());
         remove_tree(&root, OsStr::new(&name)).unwrap();
         assert!(list(&root).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_mounted_is_told_from_a_plain_directory() {
+        let root = open_root(std::path::Path::new("/")).unwrap();
+        assert!(is_mount(&root, OsStr::new("proc")).unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("plain")).unwrap();
+        let root = open_root(directory.path()).unwrap();
+        assert!(!is_mount(&root, OsStr::new("plain")).unwrap());
+        assert!(is_mount(&root, OsStr::new("gone")).is_err());
     }
 
     #[test]

@@ -70,6 +70,10 @@ pub(crate) enum Verb {
     /// Print files of an image
     Cat(Cat),
     /// Say what changed between two images or directories
+    ///
+    /// `/` is the running system: its other mounts (a mounted /usr or /etc belongs to it) and what lies in
+    /// /dev, /proc, /run, /sys, /sysroot, /tmp and /var is no part of an image, and is left out on both
+    /// sides. What changes while it is read is named, and not compared.
     Diff(Diff),
     /// Mount an image read-only
     Mount(Mount),
@@ -349,6 +353,9 @@ pub(crate) struct Diff {
     /// Show every path
     #[arg(long)]
     pub(crate) files: bool,
+    /// Leave out files and directories that differ in their modification time alone
+    #[arg(long)]
+    pub(crate) ignore_times: bool,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,

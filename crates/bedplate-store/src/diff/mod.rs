@@ -22,6 +22,7 @@ pub use packages::{
     parse_dpkg_status,
 };
 pub use rpm::{parse_rpm_bdb, parse_rpm_ndb, parse_rpm_sqlite};
+pub(crate) use summary::MACHINE_DATABASES;
 pub use summary::{
     KernelChanges, Packages, PathChanges, PathCounts, Summary, SummaryError, kernels, new_bytes,
     packages, packages_of_directory, summarize, summary,
@@ -102,6 +103,14 @@ pub fn diff(from: &Tree, to: &Tree) -> Vec<Change> {
     };
     comparison.run();
     comparison.changes
+}
+
+/// Drops the paths of which nothing but the time differs.
+pub fn ignore_times(changes: &mut Vec<Change>) {
+    changes.retain(|change| match &change.kind {
+        ChangeKind::Added | ChangeKind::Removed => true,
+        ChangeKind::Changed(aspects) => aspects.iter().any(|aspect| *aspect != Aspect::Time),
+    });
 }
 
 struct Comparison<'a> {
@@ -284,6 +293,27 @@ mod tests {
                 }
             })
             .collect()
+    }
+
+    #[test]
+    fn without_times_what_differs_in_nothing_else_is_no_change() {
+        let mut old = Tree::new(Metadata::root_owned(0o755));
+        let touched = old.insert(Tree::ROOT, name("touched"), file("1")).unwrap();
+        let changed = old.insert(Tree::ROOT, name("changed"), file("1")).unwrap();
+        let mut new = old.clone();
+        for id in [Tree::ROOT, touched, changed] {
+            new.metadata_mut(id).mtime = Timestamp::from_seconds(7);
+        }
+        new.metadata_mut(changed).mode = 0o600;
+        new.insert(Tree::ROOT, name("new"), file("1")).unwrap();
+        let mut changes = diff(&old, &new);
+        assert_eq!(changes.len(), 4);
+        ignore_times(&mut changes);
+        let paths: Vec<_> = changes
+            .iter()
+            .map(|change| change.path.to_string())
+            .collect();
+        assert_eq!(paths, ["/changed", "/new"]);
     }
 
     #[test]

@@ -17,6 +17,8 @@ const DPKG: [&str; 2] = ["usr/lib/sysimage/dpkg", "var/lib/dpkg"];
 const APK: [&str; 2] = ["usr/lib/apk/db", "lib/apk/db"];
 /// Where rpm's lies: Fedora and openSUSE, rpm-ostree, and those before them.
 const RPM: [&str; 3] = ["usr/lib/sysimage/rpm", "usr/share/rpm", "var/lib/rpm"];
+/// Which of these lie where a machine keeps its own state.
+pub(crate) const MACHINE_DATABASES: [&str; 2] = [DPKG[1], RPM[2]];
 /// Where systemd's units lie.
 const UNITS: [&[&str]; 4] = [
     &["usr", "lib", "systemd", "system"],

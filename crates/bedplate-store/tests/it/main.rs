@@ -5,6 +5,7 @@ mod erofs_kernel;
 mod ingest;
 mod layer;
 mod misfits;
+mod look;
 mod packages;
 mod parts;
 mod refs;

@@ -15,6 +15,12 @@ pub(crate) fn json(out: &mut dyn Write, document: &impl Serialize) -> io::Result
     writeln!(out)
 }
 
+/// Says on standard error what is worth knowing, and no failure.
+pub(crate) fn note(text: &str) {
+    // Where nobody listens there, the result still counts.
+    let _ = writeln!(io::stderr(), "note: {text}");
+}
+
 /// Prints how long ago something was: `3 minutes ago`.
 pub(crate) fn ago(then: i64, now: i64) -> String {
     let seconds = now.saturating_sub(then);

@@ -1,20 +1,24 @@
 //! `diff`: says what changed between two images or directories: packages, kernels, units, setuid files,
 //! capabilities and sizes first, paths with `--files`.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::mem;
 
 use anyhow::Context as _;
+use bedplate_model::TreePath;
+use bedplate_store::Unsteady;
 use bedplate_store::diff::{
-    Change, ChangeKind, PackageChange, Packages, PathChanges, Summary, summarize,
+    Change, ChangeKind, PackageChange, Packages, PathChanges, Summary, ignore_times, summarize,
 };
+use bedplate_store::look::set_aside;
 use serde::Serialize;
 
-use super::subject::{Subject, read_both};
+use super::subject::{Beyond, Subject, read_both};
 use crate::Answer;
 use crate::cli::Diff;
 use crate::context::Context;
-use crate::render::{bytes, json};
+use crate::render::{bytes, json, note};
 
 /// A difference, for programs.
 #[derive(Serialize)]
@@ -34,6 +38,10 @@ struct Difference {
     /// Only with `--files`.
     #[serde(skip_serializing_if = "Option::is_none")]
     paths: Option<Vec<Path>>,
+    /// What was not compared because it is no part of an image: of the running system alone.
+    left_out: Vec<String>,
+    /// What was not compared because it changed while it was read, or vanished.
+    unsteady: Vec<String>,
 }
 
 /// Paths of one kind.
@@ -77,14 +85,29 @@ struct Path {
 pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let attempted = || format!("cannot compare {} with {}", diff.old, diff.new);
     let [old, new] = [Subject::parse(&diff.old)?, Subject::parse(&diff.new)?];
-    let [(old, old_packages), (new, new_packages)] =
-        read_both([&old, &new], context).with_context(attempted)?;
-    let changes = bedplate_store::diff(&old, &new);
-    let summary = summarize(&changes, (&old, old_packages), (&new, new_packages));
+    let [mut old, mut new] = read_both([&old, &new], context).with_context(attempted)?;
+    for beyond in [&old.beyond, &new.beyond] {
+        let unsteady = beyond.unsteady.iter().map(|(path, _)| path);
+        let paths = beyond.left_out.iter().chain(unsteady);
+        set_aside(paths, &mut old.tree, &mut new.tree);
+    }
+    let mut changes = bedplate_store::diff(&old.tree, &new.tree);
+    if diff.ignore_times {
+        ignore_times(&mut changes);
+    }
+    let summary = summarize(
+        &changes,
+        (&old.tree, old.packages.take()),
+        (&new.tree, new.packages.take()),
+    );
     let paths = diff.files.then(|| paths(changes));
+    for (operand, side) in [(&diff.old, &old), (&diff.new, &new)] {
+        note_beyond(operand, &side.beyond);
+    }
     let out = &mut *context.out;
     if diff.json {
-        json(out, &difference(summary, paths))?;
+        let beyond = [&old.beyond, &new.beyond];
+        json(out, &difference(summary, paths, beyond))?;
     } else {
         draw(out, &summary)?;
         for path in paths.iter().flatten() {
@@ -92,8 +115,27 @@ pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answ
         }
     }
     // The program ends next: taking trees apart node by node would be a tenth of its work.
-    mem::forget((old, new));
+    mem::forget((old.tree, new.tree));
     Ok(Answer::Yes)
+}
+
+/// Says on standard error what of a directory was not compared.
+fn note_beyond(operand: &str, beyond: &Beyond) {
+    let Beyond { left_out, unsteady } = beyond;
+    if !left_out.is_empty() {
+        let list: Vec<_> = left_out.iter().map(TreePath::to_string).collect();
+        note(&format!(
+            "{operand} is the running system; left out: {}",
+            list.join(", ")
+        ));
+    }
+    for (path, what) in unsteady {
+        let what = match what {
+            Unsteady::Changed => "changed while it was read, and is not compared",
+            Unsteady::Vanished => "vanished before it was read",
+        };
+        note(&format!("{path} {what}"));
+    }
 }
 
 /// Draws what an administrator wants to know first.
@@ -222,7 +264,7 @@ fn paths(changes: Vec<Change>) -> Vec<Path> {
         .collect()
 }
 
-fn difference(summary: Summary, paths: Option<Vec<Path>>) -> Difference {
+fn difference(summary: Summary, paths: Option<Vec<Path>>, beyond: [&Beyond; 2]) -> Difference {
     let package = |change| match change {
         PackageChange::Added { name, version } => Package {
             name,
@@ -240,6 +282,10 @@ fn difference(summary: Summary, paths: Option<Vec<Path>>) -> Difference {
             to: Some(to),
         },
     };
+    let texts = |list: &dyn Fn(&Beyond) -> Vec<&TreePath>| {
+        let paths: BTreeSet<_> = beyond.into_iter().flat_map(list).collect();
+        paths.into_iter().map(TreePath::to_string).collect()
+    };
     Difference {
         packages: summary
             .packages
@@ -256,5 +302,7 @@ fn difference(summary: Summary, paths: Option<Vec<Path>>) -> Difference {
         paths_removed: summary.paths.removed,
         paths_changed: summary.paths.changed,
         paths,
+        left_out: texts(&|beyond| beyond.left_out.iter().collect()),
+        unsteady: texts(&|beyond| beyond.unsteady.iter().map(|(path, _)| path).collect()),
     }
 }

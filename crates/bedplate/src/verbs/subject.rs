@@ -1,13 +1,15 @@
 //! What a person may name where both an image and a directory make sense.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::Context as _;
-use bedplate_model::{Algorithm, ImageSelector, RootDigest, Tree};
+use bedplate_model::{Algorithm, ImageSelector, RootDigest, Tree, TreePath};
 use bedplate_store::diff::{Package, packages, packages_of_directory};
-use bedplate_store::{DigestOnly, Store};
+use bedplate_store::{DigestOnly, Look, Scope, Store, Unsteady};
 
 use crate::blame::Refusal;
 use crate::context::{Context, find_image};
@@ -69,19 +71,46 @@ impl Subject {
 /// A tree with its packages, where it has a database that is known.
 pub(super) type Contents = (Tree, Option<Vec<Package>>);
 
-/// Reads two of them at once.
+/// One side of a comparison.
+pub(super) struct Side {
+    pub(super) tree: Tree,
+    pub(super) packages: Option<Vec<Package>>,
+    /// What a directory has beyond the tree.
+    pub(super) beyond: Beyond,
+}
+
+/// What a look at a directory did not take.
+#[derive(Default)]
+pub(super) struct Beyond {
+    /// What is no part of an image.
+    pub(super) left_out: Vec<TreePath>,
+    /// What changed while it was read.
+    pub(super) unsteady: Vec<(TreePath, Unsteady)>,
+}
+
+/// Reads two of them at once, to compare them: directories may change meanwhile.
 pub(super) fn read_both(
     [old, new]: [&Subject; 2],
     context: &Context<'_>,
-) -> anyhow::Result<[Contents; 2]> {
+) -> anyhow::Result<[Side; 2]> {
     let (old, new) = (old.find(context)?, new.find(context)?);
     let (old, new) = thread::scope(|scope| {
-        let old = scope.spawn(|| old.read());
-        let new = new.read();
+        let old = scope.spawn(|| old.look());
+        let new = new.look();
         let old = old.join();
         (old.unwrap_or_else(|panic| resume_unwind(panic)), new)
     });
     Ok([old?, new?])
+}
+
+/// Finds out whether a directory is the root of the running system.
+fn scope_of(directory: &Path) -> anyhow::Result<Scope> {
+    let identity = |path: &Path| {
+        let found =
+            fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        anyhow::Ok((found.dev(), found.ino()))
+    };
+    Ok(Scope::of(identity(directory)?, identity(Path::new("/"))?))
 }
 
 /// Where a tree is read from.
@@ -95,6 +124,29 @@ enum Source<'a> {
 }
 
 impl Source<'_> {
+    /// Reads to compare: a directory as it is found, whatever happens in it meanwhile.
+    fn look(&self) -> anyhow::Result<Side> {
+        let Self::Directory(path) = self else {
+            let (tree, packages) = self.read()?;
+            let beyond = Beyond::default();
+            return Ok(Side {
+                tree,
+                packages,
+                beyond,
+            });
+        };
+        let Look {
+            tree,
+            left_out,
+            unsteady,
+        } = bedplate_store::look(path, scope_of(path)?, &DigestOnly(Algorithm::Sha256), &())?;
+        Ok(Side {
+            packages: packages_of_directory(path, &tree)?,
+            tree,
+            beyond: Beyond { left_out, unsteady },
+        })
+    }
+
     fn read(&self) -> anyhow::Result<Contents> {
         match self {
             Self::Directory(path) => {

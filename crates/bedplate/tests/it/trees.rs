@@ -194,6 +194,24 @@ fn a_listing_for_programs_has_every_attribute() {
 }
 
 #[test]
+fn a_diff_can_leave_out_what_was_only_touched() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    for path in ["usr/bin/tool", "etc"] {
+        let file = std::fs::File::open(tree.join(path)).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    }
+    let text = sandbox.good("diff --files os:v1 ./tree");
+    assert!(text.contains("~ /etc (time)"), "{text}");
+    let text = sandbox.good("diff --files --ignore-times os:v1 ./tree");
+    assert!(
+        text.ends_with("Paths:    0 added, 0 removed, 0 changed"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_diff_shows_packages_first_and_paths_when_asked() {
     let sandbox = Sandbox::new();
     let tree = sandbox.tree("tree");
