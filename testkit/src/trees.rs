@@ -330,6 +330,28 @@ pub fn awkward_trees() -> Vec<(&'static str, Tree)> {
             };
         },
     );
+    add("times before 1970", &|tree| {
+        for (name, seconds, nanoseconds) in [
+            ("first", i64::MIN, 0),
+            ("1901", -2_177_452_800, 0),
+            ("32 bits", i32::MIN.into(), 999_999_999),
+            ("just before", -1, 500_000_000),
+            ("the epoch", 0, 0),
+            ("last", i64::MAX, 999_999_999),
+        ] {
+            let id = put(tree, Tree::ROOT, name, Content::Fifo);
+            tree.metadata_mut(id).mtime = Timestamp {
+                seconds,
+                nanoseconds,
+            };
+        }
+    });
+    add("the earliest time is one before 1970", &|tree| {
+        let early = put(tree, Tree::ROOT, "early", Content::empty_directory());
+        for id in [early, put(tree, early, "as early", Content::Fifo)] {
+            tree.metadata_mut(id).mtime = Timestamp::from_seconds(-1);
+        }
+    });
     add("hard links across directories", &|tree| {
         let directory = put(tree, Tree::ROOT, "a", Content::empty_directory());
         let id = put(
