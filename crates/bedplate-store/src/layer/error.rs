@@ -62,6 +62,26 @@ pub enum LayerError {
         /// Why it is none.
         source: NameError,
     },
+    /// The path or the target of a link is longer than Linux allows.
+    #[error("the tar member at byte {offset} has a {field} of more than {limit} bytes")]
+    LongPath {
+        /// Where in the stream.
+        offset: u64,
+        /// Path or link target.
+        field: &'static str,
+        /// How long it may be.
+        limit: usize,
+    },
+    /// An extended attribute that no file can have.
+    #[error("{path} in the tar has the extended attribute `{name}`, whose name {what}")]
+    XattrName {
+        /// The member.
+        path: TreePath,
+        /// The attribute, made printable.
+        name: String,
+        /// What is wrong with its name.
+        what: &'static str,
+    },
     /// A kind of member that no layer should have.
     #[error("{path} in the tar is {what}, which is not supported")]
     Unsupported {
@@ -79,11 +99,11 @@ pub enum LayerError {
         what: &'static str,
     },
     /// Something is larger than any honest layer has it.
-    #[error("the tar has too much of {what} at byte {offset}; the limit is {limit}")]
+    #[error("the tar's {what} exceed the limit of {limit} at byte {offset}")]
     TooLarge {
         /// Where in the stream.
         offset: u64,
-        /// What is too large.
+        /// What is too large, in the plural.
         what: &'static str,
         /// The limit.
         limit: u64,

@@ -26,6 +26,10 @@ use super::{MAX_ENTRIES, acl, pax};
 pub(super) const BLOCK: usize = 512;
 /// The most bytes that the extension headers of one member, or all global defaults, may have.
 pub(super) const MAX_EXTENSION: u64 = 1 << 20;
+/// The largest mode: permissions, and the type of the file above them, which some writers put there.
+const MAX_MODE: i128 = 0o177_777;
+/// The longest name of an extended attribute, as Linux has it.
+const MAX_XATTR_NAME: usize = 255;
 /// The longest path or link target, as Linux has it without the NUL.
 pub(super) const MAX_PATH: usize = 4095;
 
@@ -338,7 +342,9 @@ impl Member {
                 .map(Timestamp::from_seconds)
                 .ok_or(number("mtime"))?,
         };
-        let mode = pax::header_number(&self.header[100..108]).ok_or(number("mode"))?;
+        let mode = pax::header_number(&self.header[100..108])
+            .filter(|mode| stored || (0..=MAX_MODE).contains(mode))
+            .ok_or(number("mode"))?;
         let mut metadata = Metadata {
             mode: (mode & 0o7777) as u16,
             uid: id(b"uid", "uid", 108..116)?,
@@ -356,6 +362,14 @@ impl Member {
                 .collect(),
         };
 
+        if !stored {
+            for name in metadata.xattrs.keys() {
+                if let Err(what) = check_xattr_name(name) {
+                    let name = shown(name);
+                    return Err(LayerError::XattrName { path, name, what });
+                }
+            }
+        }
         for (key, name) in acl::KINDS {
             // The attribute itself, where it is there, is the exact one.
             let Some(text) = value(key).filter(|_| !metadata.xattrs.contains_key(name)) else {
@@ -437,6 +451,20 @@ impl Member {
     }
 }
 
+/// Checks that Linux could give a file an attribute of this name.
+///
+/// Which namespaces there are is left to the system that a file comes to: tars from elsewhere have others.
+fn check_xattr_name(name: &[u8]) -> Result<(), &'static str> {
+    let dot = name.iter().position(|byte| *byte == b'.');
+    match dot {
+        _ if name.contains(&0) => Err("has a NUL in it"),
+        _ if name.len() > MAX_XATTR_NAME => Err("is longer than 255 bytes"),
+        None | Some(0) => Err("has no namespace, such as `user.`"),
+        Some(dot) if dot + 1 == name.len() => Err("is nothing but a namespace"),
+        Some(_) => Ok(()),
+    }
+}
+
 fn parse_path(bytes: &[u8], offset: u64, field: &'static str) -> Result<TreePath, LayerError> {
     let refused = |source| LayerError::Path {
         offset,
@@ -447,10 +475,10 @@ fn parse_path(bytes: &[u8], offset: u64, field: &'static str) -> Result<TreePath
         return Err(refused(NameError::Empty));
     }
     if bytes.len() > MAX_PATH {
-        return Err(LayerError::TooLarge {
+        return Err(LayerError::LongPath {
             offset,
-            what: "path",
-            limit: MAX_PATH as u64,
+            field,
+            limit: MAX_PATH,
         });
     }
     TreePath::parse(bytes).map_err(refused)

@@ -484,3 +484,66 @@ fn zeros_without_end_are_no_content_either() {
     let error = layer::read(&mut header.chain(io::repeat(0)), &Small).unwrap_err();
     assert!(matches!(error, LayerError::Store { .. }), "{error}");
 }
+
+#[test]
+fn attributes_that_no_file_can_have_are_refused_by_name() {
+    let long = format!("user.{}", "n".repeat(251));
+    for (name, what) in [
+        ("user.a\0b", "has a NUL in it"),
+        ("plain", "has no namespace, such as `user.`"),
+        (".hidden", "has no namespace, such as `user.`"),
+        ("user.", "is nothing but a namespace"),
+        (&long, "is longer than 255 bytes"),
+    ] {
+        let key = format!("SCHILY.xattr.{name}");
+        let members = [pax(&[(&key, b"v")]), file("etc/motd", "x")];
+        let error = Memory::default().read(&tar(&members)).unwrap_err();
+        let LayerError::XattrName {
+            path, what: why, ..
+        } = &error
+        else {
+            panic!("{name}: {error}");
+        };
+        assert_eq!((path.to_string().as_str(), *why), ("/etc/motd", what));
+    }
+    for name in ["user.a", "com.apple.quarantine", &long[..255]] {
+        let key = format!("SCHILY.xattr.{name}");
+        let members = [pax(&[(&key, b"v")]), file("etc/motd", "x")];
+        assert!(Memory::default().read(&tar(&members)).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn a_mode_is_permissions_and_perhaps_a_type_and_nothing_more() {
+    let with = |mode: &[u8; 8]| {
+        let mut header = file("a", "");
+        header[100..108].copy_from_slice(mode);
+        sum(&mut header);
+        let layer = Memory::default().read(&tar(&[header]))?;
+        Ok::<u16, LayerError>(layer.entries()[0].metadata.mode)
+    };
+    assert_eq!(with(b"0000644\0").unwrap(), 0o644);
+    assert_eq!(with(b"0104755\0").unwrap(), 0o4755);
+    assert_eq!(with(b"0177777\0").unwrap(), 0o7777);
+    for impossible in [
+        b"0200000\0",
+        b"7777777\0",
+        &[0xff; 8],
+        b"\x80\0\0\0\x01\0\0\0",
+    ] {
+        assert!(matches!(
+            with(impossible),
+            Err(LayerError::Number { field: "mode", .. })
+        ));
+    }
+}
+
+#[test]
+fn a_path_that_is_too_long_is_said_in_a_sentence() {
+    let members = [pax(&[("path", &b"d/".repeat(2100))]), file("a", "x")];
+    let error = Memory::default().read(&tar(&members)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the tar member at byte 5120 has a path of more than 4095 bytes"
+    );
+}
