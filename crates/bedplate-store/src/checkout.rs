@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Invariants: nothing is written outside the destination, whatever links the tree has; a directory's
-//! time is set after the last change below it; what a failed checkout made is removed again.
+//! time is set after the last change below it; what a failed checkout made is removed again; what the
+//! file system makes another time of is told.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -16,12 +17,12 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bedplate_model::{Content, FileContent, Metadata, Name, NodeId, Timestamp, Tree};
 use bedplate_sys::{files, xattr};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::buffers::Buffers;
@@ -38,7 +39,7 @@ pub struct CheckoutOptions {
 }
 
 /// What a checkout did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckedOut {
     /// How many names were made, the top one included.
     pub entries: u64,
@@ -46,6 +47,17 @@ pub struct CheckedOut {
     pub bytes: u64,
     /// How many owners, devices, setuid bits and extended attributes were left out.
     pub left_out: u64,
+    /// What has another time than the tree says, because the file system has no room for that.
+    pub other_times: OtherTimes,
+}
+
+/// Files whose times do not fit into a file system (ext4 ends in 2446, or in 2038).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OtherTimes {
+    /// How many there are.
+    pub count: u64,
+    /// One of them: the time that it should have, and the time that it has.
+    pub example: Option<(PathBuf, Timestamp, Timestamp)>,
 }
 
 /// Why a tree could not be checked out.
@@ -150,6 +162,7 @@ fn fill(
         entries: AtomicU64::new(1),
         bytes: AtomicU64::new(0),
         left_out: AtomicU64::new(0),
+        other_times: Mutex::default(),
     };
     let top = Place {
         path: destination.to_owned(),
@@ -177,9 +190,15 @@ fn fill(
         entries: *checkout.entries.get_mut(),
         bytes: *checkout.bytes.get_mut(),
         left_out: *checkout.left_out.get_mut(),
+        other_times: checkout
+            .other_times
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner),
     })
 }
 
+/// Times that every file system has room for: those of 32 bits, from 1970 on.
+const EVERYWHERE: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
 /// How many files one job takes.
 const BATCH: usize = 32;
 /// Access lists come first: setting them changes permission bits, which are set after them.
@@ -196,6 +215,7 @@ struct Checkout<'a> {
     entries: AtomicU64,
     bytes: AtomicU64,
     left_out: AtomicU64,
+    other_times: Mutex<OtherTimes>,
 }
 
 struct FirstName {
@@ -373,7 +393,8 @@ impl Checkout<'_> {
         rustix::fs::fchmod(file, self.mode(metadata, owned))
             .map_err(|error| attribute(path(), "mode", error.into()))?;
         rustix::fs::futimens(file, &times(metadata))
-            .map_err(|error| attribute(path(), "time", error.into()))
+            .map_err(|error| attribute(path(), "time", error.into()))?;
+        self.check_time(metadata, path, || rustix::fs::fstat(file))
     }
 
     /// Sets the attributes of a link, device, pipe or socket, which cannot be opened.
@@ -410,7 +431,37 @@ impl Checkout<'_> {
             change().map_err(|error| attribute(path(), "mode", error.into()))?;
         }
         rustix::fs::utimensat(directory, name, &times(metadata), nofollow)
-            .map_err(|error| attribute(path(), "time", error.into()))
+            .map_err(|error| attribute(path(), "time", error.into()))?;
+        self.check_time(metadata, &path, || {
+            rustix::fs::statat(directory, name, nofollow)
+        })
+    }
+
+    /// Looks whether a time arrived: a file system without room for it takes another one without a word.
+    fn check_time(
+        &self,
+        metadata: &Metadata,
+        path: &dyn Fn() -> PathBuf,
+        stat: impl FnOnce() -> rustix::io::Result<Stat>,
+    ) -> Result<(), CheckoutError> {
+        let wanted = metadata.mtime;
+        if EVERYWHERE.contains(&wanted.seconds) {
+            return Ok(()); // not worth a system call
+        }
+        let stat = stat().map_err(|error| attribute(path(), "time", error.into()))?;
+        let found = Timestamp {
+            seconds: stat.st_mtime,
+            nanoseconds: stat.st_mtime_nsec as u32,
+        };
+        if found != wanted {
+            let mut other = self
+                .other_times
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            other.count += 1;
+            other.example.get_or_insert_with(|| (path(), wanted, found));
+        }
+        Ok(())
     }
 
     fn set_xattr(

@@ -2,11 +2,12 @@
 //! plain user may restore.
 
 use anyhow::Context as _;
-use bedplate_store::CheckoutOptions;
+use bedplate_store::{CheckoutOptions, OtherTimes};
 
 use crate::Answer;
 use crate::cli::Checkout;
 use crate::context::{Context, find_image};
+use crate::render::{moment, note};
 
 pub(super) fn run(checkout: &Checkout, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
@@ -24,6 +25,18 @@ pub(super) fn run(checkout: &Checkout, context: &mut Context<'_>) -> anyhow::Res
             "left out {} owners, device nodes, setuid bits and extended attributes, which only root can restore",
             made.left_out
         )?;
+    }
+    if let OtherTimes {
+        count,
+        example: Some((path, wanted, found)),
+    } = made.other_times
+    {
+        note(&format!(
+            "the file system has no room for the times of {count} files; {} has {} instead of {}",
+            path.display(),
+            moment(found.seconds),
+            moment(wanted.seconds),
+        ));
     }
     Ok(Answer::Yes)
 }
