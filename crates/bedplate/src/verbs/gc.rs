@@ -37,7 +37,7 @@ struct Forgotten {
     /// How many images back it was.
     back: u32,
     root_digest: String,
-    set: i64,
+    created: i64,
     reason: &'static str,
 }
 
@@ -100,7 +100,7 @@ pub(super) fn run(gc: &Gc, context: &mut Context<'_>) -> anyhow::Result<Answer> 
 /// Draws what would be done.
 fn plan(out: &mut dyn Write, report: &GcReport, images: Vec<Image>) -> io::Result<()> {
     if !report.forgotten.is_empty() {
-        let mut table = Table::new(["FORGET", "ROOT DIGEST", "SET", "BECAUSE"]);
+        let mut table = Table::new(["FORGET", "ROOT DIGEST", "CREATED", "BECAUSE"]);
         for entry in &report.forgotten {
             table.row([
                 format!("{}~{}", entry.name, entry.back),
@@ -180,7 +180,7 @@ fn document(dry_run: bool, report: &GcReport, images: Vec<Image>) -> Report {
                 name: entry.name.to_string(),
                 back: entry.back,
                 root_digest: entry.target.root.to_string(),
-                set: entry.target.created,
+                created: entry.target.created,
                 reason: match entry.reason {
                     Reason::Count => "count",
                     Reason::Age => "age",

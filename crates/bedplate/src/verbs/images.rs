@@ -21,6 +21,7 @@ struct Image {
     name: String,
     root_digest: RootDigest,
     manifest_digest: Option<Sha256>,
+    /// When the name was set, in seconds since 1970.
     created: i64,
     /// The bytes of all files, each hard-linked one once.
     size: u64,
@@ -73,7 +74,7 @@ fn draw(images: &Images, list: Vec<Image>, context: &mut Context<'_>) -> io::Res
             .iter()
             .try_for_each(|image| writeln!(context.out, "{}", image.name));
     }
-    let mut table = Table::new(["NAME", "ROOT DIGEST", "MANIFEST", "SET", "SIZE"]);
+    let mut table = Table::new(["NAME", "ROOT DIGEST", "MANIFEST", "CREATED", "SIZE"]);
     for image in list {
         table.row([
             image.name,

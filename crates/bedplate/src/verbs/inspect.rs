@@ -118,7 +118,7 @@ pub(super) fn run(inspect: &Inspect, context: &mut Context<'_>) -> anyhow::Resul
         )?,
     }
     if let Some(created) = image.created {
-        writeln!(out, "Set:       {}", moment(created))?;
+        writeln!(out, "Created:   {}", moment(created))?;
     }
     writeln!(
         out,

@@ -20,7 +20,7 @@ struct History {
     root_digest: String,
     manifest_digest: Option<String>,
     /// When the name was set, in seconds since 1970; null without one.
-    set: Option<i64>,
+    created: Option<i64>,
     /// Every image of the name, the current one first.
     images: Vec<Image>,
     /// The steps that made the current image, the last one first.
@@ -32,7 +32,7 @@ struct Image {
     /// What the image can be called: `NAME~1`.
     revision: String,
     /// When the name was set to it, in seconds since 1970.
-    set: i64,
+    created: i64,
     root_digest: String,
     manifest_digest: Option<String>,
     /// The bytes of all files, each hard-linked one once; null where the store has the image no more.
@@ -61,7 +61,7 @@ pub(super) fn run(log: &Log, context: &mut Context<'_>) -> anyhow::Result<Answer
         name: name.as_ref().map(ToString::to_string),
         root_digest: target.root.to_string(),
         manifest_digest: target.manifest.map(|digest| digest.to_string()),
-        set: name.map(|_| target.created),
+        created: name.map(|_| target.created),
         images: images(&store, &called, &targets).with_context(attempted)?,
         steps: steps(&store, &target).with_context(attempted)?,
     };
@@ -70,12 +70,12 @@ pub(super) fn run(log: &Log, context: &mut Context<'_>) -> anyhow::Result<Answer
         json(out, &history)?;
         return Ok(Answer::Yes);
     }
-    let mut table = Table::new(["IMAGE", "SET", "ROOT DIGEST", "MANIFEST", "SIZE", "NEW"]);
+    let mut table = Table::new(["IMAGE", "CREATED", "ROOT DIGEST", "MANIFEST", "SIZE", "NEW"]);
     for image in history.images {
         let length = |length: Option<u64>| length.map_or_else(|| "-".to_owned(), bytes);
         table.row([
             image.revision,
-            moment(image.set),
+            moment(image.created),
             short(&image.root_digest).to_owned(),
             image
                 .manifest_digest
@@ -113,7 +113,7 @@ fn images(store: &Store, name: &str, targets: &[RefTarget]) -> anyhow::Result<Ve
                 0 => name.to_owned(),
                 back => format!("{name}~{back}"),
             },
-            set: target.created,
+            created: target.created,
             root_digest: target.root.to_string(),
             manifest_digest: target.manifest.map(|digest| digest.to_string()),
             size: tree.as_ref().map(Tree::file_bytes),
