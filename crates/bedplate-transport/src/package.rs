@@ -162,7 +162,8 @@ fn make_layer(store: &Store, tree: &Tree, options: &PackageOptions) -> Result<Ma
                 Err(io::ErrorKind::BrokenPipe.into())
             }
         });
-        let written = layer::write_tar(tree, &contents, &mut pieces);
+        let written =
+            layer::write_tar(tree, layer::TarKind::Layer, &contents, &mut pieces).map(drop);
         let finished = pieces.finish().map(drop);
         let written = written.and(finished.map_err(WriteTarError::Write));
         (written, join(hashing), join(parsing), join(compressing))

@@ -338,6 +338,21 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     if let Some(PushError::Missing(_)) = error.downcast_ref() {
         return say(Blame::Usage, "`bedplate images` lists what there is");
     }
+    // The image's owner must act, also where it was on its way to a registry.
+    if let Some(WriteTarError::Socket(_) | WriteTarError::WhiteoutName(_)) = error.downcast_ref() {
+        return say(
+            Blame::Usage,
+            "layers have no way to say it; `bedplate export` writes a tar for other tools",
+        );
+    }
+    if let Some(
+        WriteTarError::XattrName { .. }
+        | WriteTarError::PathTooLong(_)
+        | WriteTarError::TooLarge(_),
+    ) = error.downcast_ref()
+    {
+        return Some((Blame::Usage, None));
+    }
     if let Some(PutError::Image(_)) = error.downcast_ref() {
         return say(
             Blame::Usage,

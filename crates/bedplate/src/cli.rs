@@ -46,8 +46,13 @@ pub(crate) enum Verb {
     /// Restore an image to a directory, every attribute exactly
     Checkout(Checkout),
     /// Store a tar file or stream as an image
+    ///
+    /// The tar is a root file system, and no layer of an image: a name that begins with `.wh.` is a file of
+    /// that name. An image with such a name can be exported, and not pushed.
     Import(Import),
     /// Write an image as a tar file or stream
+    ///
+    /// Sockets, which no tar can hold, are left out and named. Holes of files are written as zeros.
     Export(Export),
     /// Print the root digest of a directory as it lies on disk
     Digest(Digest),
@@ -208,7 +213,7 @@ pub(crate) struct Export {
     /// The image
     #[arg(value_name = "REF")]
     pub(crate) name: ImageSelector,
-    /// The file [default: standard output]
+    /// The file, replaced once the new one is whole; `-` for standard output [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }

@@ -27,11 +27,7 @@ const BOOTC_XATTR: &[u8] = b"security.capability";
 
 /// Makes one tree of layers, the lowest first. One layer may stand in several places.
 pub fn flatten(layers: &[impl Borrow<Layer>], rules: RuleSet) -> Result<Tree, FlattenError> {
-    let mut flattening = Flattening {
-        tree: Tree::new(Metadata::root_owned(0o755)),
-        layer: 0,
-        made_by: vec![0],
-    };
+    let mut flattening = Flattening::new(true);
     for (layer, content) in layers.iter().enumerate() {
         flattening.layer = layer;
         for entry in content.borrow().entries() {
@@ -49,8 +45,19 @@ pub fn flatten(layers: &[impl Borrow<Layer>], rules: RuleSet) -> Result<Tree, Fl
     Ok(tree)
 }
 
+/// Makes a tree of one tar that is no layer: no name in it means that another one is gone.
+pub(super) fn unpack(tar: &Layer) -> Result<Tree, FlattenError> {
+    let mut flattening = Flattening::new(false);
+    for entry in tar.entries() {
+        flattening.add(entry)?;
+    }
+    Ok(flattening.tree)
+}
+
 struct Flattening {
     tree: Tree,
+    /// Whether names with `.wh.` in front are whiteouts, as in layers, and not files.
+    whiteouts: bool,
     /// The layer that is being added, from 0.
     layer: usize,
     /// The layer that made each node, by [`NodeId::index`].
@@ -58,6 +65,15 @@ struct Flattening {
 }
 
 impl Flattening {
+    fn new(whiteouts: bool) -> Self {
+        Self {
+            tree: Tree::new(Metadata::root_owned(0o755)),
+            whiteouts,
+            layer: 0,
+            made_by: vec![0],
+        }
+    }
+
     /// Applies an entry to lower layers, if it is a whiteout.
     fn whiteout(&mut self, entry: &Entry) -> Result<(), FlattenError> {
         let Some((parent, name)) = entry.path.split_last() else {
@@ -97,7 +113,7 @@ impl Flattening {
             *self.tree.metadata_mut(Tree::ROOT) = entry.metadata.clone();
             return Ok(());
         };
-        if name.as_bytes().starts_with(WHITEOUT) {
+        if self.whiteouts && name.as_bytes().starts_with(WHITEOUT) {
             return Ok(());
         }
         let content = match &entry.kind {

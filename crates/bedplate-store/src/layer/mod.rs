@@ -6,6 +6,7 @@
 //!                 │  └─ encode ⇄ decode   layers/<diff_id> in the store (docs/format/layer.md)
 //!                 ├─ rewrite_tar ─→ the same tar, byte for byte
 //! [Layer…] ───────┴─ flatten(rules) ─→ Tree ─ write_tar ─→ a tar that reads back as this tree
+//! a tar that is no layer ─ import ─────┘
 //! ```
 //!
 //! Invariants: one parser reads the tar, the stored table and the table that is written out again, so
@@ -32,11 +33,11 @@ pub use flatten::flatten;
 pub use read::read;
 pub use sparse::{Expanded, SparseMap};
 pub use table::rewrite_tar;
-pub use write::write_tar;
+pub use write::{TarKind, write_tar};
 
 use std::io::Read;
 
-use bedplate_model::{FileContent, ObjectId, RuleSet, Tree};
+use bedplate_model::{FileContent, ObjectId, Tree};
 
 /// The most bytes of headers, padding and trailer that a layer may have, before compression.
 pub const MAX_SKELETON: u64 = 1 << 30;
@@ -76,10 +77,10 @@ impl Layer {
     }
 }
 
-/// Reads one plain tar as a whole tree, with nothing changed.
+/// Reads one plain tar as a whole tree, with nothing changed: it is no layer, and has no whiteouts.
 pub fn import(tar: &mut dyn Read, contents: &dyn Contents) -> Result<Tree, ImportError> {
     let layer = read(tar, contents)?;
-    Ok(flatten(&[layer], RuleSet::Exact1)?)
+    Ok(flatten::unpack(&layer)?)
 }
 
 /// Why a plain tar did not become a tree.

@@ -5,7 +5,10 @@
 //! [PAX header: what ustar cannot say]  ustar header  body  padding   …   two zero blocks
 //! ```
 //!
-//! Invariant: the bytes depend on the tree alone.
+//! Invariant: the bytes depend on the tree and on what the tar is for, and on nothing else. Holes are
+//! therefore written as the zeros that they are: a tree does not know them, to find them every content
+//! would have to be read twice (the map stands before the body), the OCI specification advises against
+//! sparse members, and what compresses the tar makes next to nothing of the zeros.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -23,41 +26,60 @@ use super::table::{CopyError, copy_body};
 /// The name of PAX headers, which no reader looks at.
 const PAX_NAME: &[u8] = b"././@PaxHeader";
 
-/// Writes a tree as a deterministic tar.
+/// What a tar is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TarKind {
+    /// A layer of an image, which must give back the very same tree: names of whiteouts and sockets are
+    /// refused.
+    Layer,
+    /// A root file system for any tool: `.wh.` begins a name like any other, and sockets, which nothing but
+    /// the program that listens on them can use, are left out.
+    RootFileSystem,
+}
+
+/// Writes a tree as a deterministic tar, and returns the sockets that were left out.
 ///
 /// `contents` opens what is not in the tree itself.
 ///
 /// What a tar cannot hold is found before the first byte is written.
 pub fn write_tar<'a>(
     tree: &Tree,
+    kind: TarKind,
     contents: &dyn Fn(&FileContent) -> io::Result<Box<dyn Read + 'a>>,
     out: &mut dyn Write,
-) -> Result<(), WriteTarError> {
-    each_member(tree, &mut |_, _, _| Ok(()))?;
-    each_member(tree, &mut |path, headers, body| {
+) -> Result<Vec<TreePath>, WriteTarError> {
+    let left_out = each_member(tree, kind, &mut |_, _, _| Ok(()))?;
+    each_member(tree, kind, &mut |path, headers, body| {
         out.write_all(headers).map_err(WriteTarError::Write)?;
         match body {
             Some(content) => write_body(path, content, contents, out),
             None => Ok(()),
         }
     })?;
-    out.write_all(&[0; 2 * BLOCK]).map_err(WriteTarError::Write)
+    out.write_all(&[0; 2 * BLOCK])
+        .map_err(WriteTarError::Write)?;
+    Ok(left_out)
 }
 
 /// What is done with one member: its path, its headers, and the content that follows them.
 type EachMember<'a> =
     dyn FnMut(&TreePath, &[u8], Option<&FileContent>) -> Result<(), WriteTarError> + 'a;
 
-/// Makes the headers of every name, in the order of the tar.
-fn each_member(tree: &Tree, each: &mut EachMember<'_>) -> Result<(), WriteTarError> {
+/// Makes the headers of every name, in the order of the tar; returns what has none.
+fn each_member(
+    tree: &Tree,
+    kind: TarKind,
+    each: &mut EachMember<'_>,
+) -> Result<Vec<TreePath>, WriteTarError> {
+    let mut left_out = Vec::new();
     let mut first_names: HashMap<NodeId, TreePath> = HashMap::new();
     let names = tree.name_counts();
     let root = std::iter::once((TreePath::root(), Tree::ROOT));
     for (path, id) in root.chain(tree.walk()) {
-        if path
+        let is_whiteout = path
             .split_last()
-            .is_some_and(|(_, name)| name.as_bytes().starts_with(WHITEOUT))
-        {
+            .is_some_and(|(_, name)| name.as_bytes().starts_with(WHITEOUT));
+        if is_whiteout && kind == TarKind::Layer {
             return Err(WriteTarError::WhiteoutName(path));
         }
         let node = tree.node(id);
@@ -95,6 +117,10 @@ fn each_member(tree: &Tree, each: &mut EachMember<'_>) -> Result<(), WriteTarErr
                     member.rdev = Some(*rdev);
                 }
                 Content::Fifo => member.kind = b'6',
+                Content::Socket if kind == TarKind::RootFileSystem => {
+                    left_out.push(path);
+                    continue;
+                }
                 Content::Socket => return Err(WriteTarError::Socket(path)),
             }
             if names[id.index()] > 1 {
@@ -104,7 +130,7 @@ fn each_member(tree: &Tree, each: &mut EachMember<'_>) -> Result<(), WriteTarErr
         let headers = member.headers(&path)?;
         each(&path, &headers, body)?;
     }
-    Ok(())
+    Ok(left_out)
 }
 
 fn write_body<'a>(

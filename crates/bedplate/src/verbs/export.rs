@@ -1,17 +1,20 @@
 //! `export`: writes an image as a tar file or stream, with every attribute; contents are checked.
+//!
+//! A file that is there is replaced, as `tar -cf` does it, but only once the new one is whole.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bedplate_store::layer::write_tar;
+use bedplate_store::layer::{TarKind, write_tar};
 use bedplate_sys::durable;
 
 use crate::Answer;
 use crate::blame::Refusal;
 use crate::cli::Export;
 use crate::context::{Context, find_image};
+use crate::render::note;
 
 pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
@@ -24,15 +27,22 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
             Err(error) => Err(io::Error::other(error)),
         }
     };
-    let write_into = |file: File| -> anyhow::Result<File> {
+    let kind = TarKind::RootFileSystem;
+    let mut left_out = Vec::new();
+    let mut write_into = |file: File| -> anyhow::Result<File> {
         let mut out = BufWriter::with_capacity(BUFFER, file);
-        write_tar(&tree, &open, &mut out)?;
+        left_out = write_tar(&tree, kind, &open, &mut out)?;
         Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?)
     };
-    match &export.output {
+    // As everywhere, a dash is standard output.
+    let output = export
+        .output
+        .as_ref()
+        .filter(|path| path.as_os_str() != "-");
+    match output {
         // A device or a pipe is written to: a rename would put a file in its place.
         Some(path) if is_special(path) => {
-            let write = || -> anyhow::Result<()> {
+            let mut write = || -> anyhow::Result<()> {
                 write_into(File::options().write(true).open(path)?)?;
                 Ok(())
             };
@@ -43,7 +53,7 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
         Some(path) => {
             // The file has its name only when it is whole; what a failure leaves says so by its name.
             let part = part_of(path);
-            let write = || -> anyhow::Result<()> {
+            let mut write = || -> anyhow::Result<()> {
                 write_into(File::create(&part)?)?.sync_all()?;
                 Ok(durable::rename(&part, path)?)
             };
@@ -58,7 +68,14 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
             )
             .into());
         }
-        None => write_tar(&tree, &open, &mut context.out).with_context(attempted)?,
+        None => {
+            left_out = write_tar(&tree, kind, &open, &mut context.out).with_context(attempted)?;
+        }
+    }
+    for path in left_out {
+        note(&format!(
+            "{path} is a socket, which a tar cannot hold; left out"
+        ));
     }
     Ok(Answer::Yes)
 }

@@ -194,6 +194,90 @@ fn a_listing_for_programs_has_every_attribute() {
 }
 
 #[test]
+fn an_export_replaces_a_file_takes_a_dash_for_standard_output_and_leaves_out_sockets() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    std::fs::write(tree.join(".wh.motd"), "no whiteout\n").unwrap();
+    let _listening = std::os::unix::net::UnixListener::bind(tree.join("socket")).unwrap();
+    sandbox.good("commit tree os:v1");
+    std::fs::write(sandbox.path("os.tar"), "something else").unwrap();
+    let run = sandbox.run("export os:v1 -o os.tar");
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert_eq!(
+        run.stderr,
+        "note: /socket is a socket, which a tar cannot hold; left out\n"
+    );
+    let output = sandbox
+        .command()
+        .args(["export", "os:v1", "-o", "-"])
+        .output();
+    let stream = output.unwrap().stdout;
+    assert!(stream == std::fs::read(sandbox.path("os.tar")).unwrap());
+    assert!(!sandbox.path("-").exists());
+
+    sandbox.good("import os.tar os:again");
+    assert_eq!(sandbox.good("cat os:again .wh.motd"), "no whiteout");
+    let text = sandbox.good("diff --files os:v1 os:again");
+    assert!(text.contains("- /socket"), "{text}");
+    assert!(
+        text.contains("Paths:    0 added, 1 removed, 0 changed"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_checkout_says_which_times_the_file_system_has_no_room_for() {
+    use std::os::unix::fs::MetadataExt as _;
+    const YEAR_3000: i64 = 32_503_680_000;
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    let packed = Command::new("tar")
+        .args(["-C", "tree", "-cf", "os.tar", "--format=pax"])
+        .args([&format!("--mtime=@{YEAR_3000}"), "etc"])
+        .current_dir(sandbox.path("."))
+        .status();
+    assert!(packed.unwrap().success());
+    sandbox.good("import os.tar os:v1");
+    let run = sandbox.run("checkout os:v1 copy");
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let found = std::fs::metadata(sandbox.path("copy/etc/motd"))
+        .unwrap()
+        .mtime();
+    if found == YEAR_3000 {
+        assert_eq!(run.stderr, "");
+    } else {
+        assert!(
+            run.stderr
+                .contains("note: the file system has no room for the times of 3 files; "),
+            "{}",
+            run.stderr
+        );
+        assert!(
+            run.stderr.contains("instead of 3000-01-01T00:00:00Z"),
+            "{}",
+            run.stderr
+        );
+    }
+}
+
+#[test]
+fn lists_say_when_a_name_was_set_as_other_tools_do() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    for line in ["images", "log os:v1"] {
+        let text = sandbox.good(line);
+        let heading = text.lines().next().unwrap();
+        assert!(heading.contains(" CREATED "), "{line}: {heading}");
+    }
+    let images = sandbox.json("images --json");
+    let log = sandbox.json("log --json os:v1");
+    assert_eq!(images[0]["created"], log["images"][0]["created"]);
+    assert!(images[0]["created"].as_i64().unwrap() > 1_700_000_000);
+    assert!(images[0]["size"].as_u64().unwrap() > 100_000);
+}
+
+#[test]
 fn a_diff_can_leave_out_what_was_only_touched() {
     let sandbox = Sandbox::new();
     let tree = sandbox.tree("tree");

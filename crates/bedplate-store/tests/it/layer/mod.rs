@@ -16,8 +16,8 @@ use bedplate_model::{
     RuleSet, Sha256, Timestamp, Tree, TreePath,
 };
 use bedplate_store::layer::{
-    self, Contents, DecodeLayerError, FlattenError, Layer, LayerError, WriteTarError, flatten,
-    rewrite_tar, write_tar,
+    self, Contents, DecodeLayerError, FlattenError, Layer, LayerError, TarKind, WriteTarError,
+    flatten, rewrite_tar, write_tar,
 };
 use bedplate_store::{PutError, erofs};
 use proptest::prelude::*;
@@ -72,7 +72,12 @@ impl Memory {
 
     fn write(&self, tree: &Tree) -> Result<Vec<u8>, WriteTarError> {
         let mut tar = Vec::new();
-        write_tar(tree, &|content| self.open(content), &mut tar)?;
+        write_tar(
+            tree,
+            TarKind::Layer,
+            &|content| self.open(content),
+            &mut tar,
+        )?;
         Ok(tar)
     }
 

@@ -28,6 +28,36 @@ fn what_a_tar_cannot_hold_is_refused() {
 }
 
 #[test]
+fn a_root_file_system_keeps_names_that_begin_as_whiteouts_do_and_leaves_out_sockets() {
+    let memory = Memory::default();
+    let plain = tar(&[
+        dir("d"),
+        file("d/kept", "1"),
+        file("d/.wh.kept", "2"),
+        file("d/.wh..wh..opq", "3"),
+        file(".wh.", "4"),
+    ]);
+    let mut tree = layer::import(&mut &*plain, &memory).unwrap();
+    let imported = "/.wh.=4 /d/ /d/.wh..wh..opq=3 /d/.wh.kept=2 /d/kept=1";
+    assert_eq!(listing(&tree), imported);
+    assert!(matches!(
+        memory.write(&tree),
+        Err(WriteTarError::WhiteoutName(path)) if path.to_string() == "/.wh."
+    ));
+
+    let metadata = Metadata::root_owned(0o755);
+    let socket = Node::new(metadata, Content::Socket);
+    let socket = tree.insert(Tree::ROOT, name(b"s"), socket).unwrap();
+    tree.link(Tree::ROOT, name(b"t"), socket).unwrap();
+    let mut written = Vec::new();
+    let open = |content: &FileContent| memory.open(content);
+    let left_out = write_tar(&tree, TarKind::RootFileSystem, &open, &mut written).unwrap();
+    assert_eq!(left_out, [path("s"), path("t")]);
+    let again = layer::import(&mut &*written, &memory).unwrap();
+    assert_eq!(listing(&again), imported);
+}
+
+#[test]
 fn a_table_that_lies_is_refused() {
     let memory = Memory::default();
     let body = "y".repeat(100);
