@@ -155,6 +155,8 @@ fn deployment(number: u8, state: State, base: Option<u8>) -> Deployment {
         state,
         reason: None,
         base: base.map(id),
+        failure: None,
+        failed_units: Vec::new(),
         created: 0,
         signature: None,
     }

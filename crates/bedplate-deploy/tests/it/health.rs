@@ -51,15 +51,12 @@ fn watch(machine: &Simulated, units: &Told) -> Option<String> {
     let report = machine
         .with(|m| health::watch(m, units, &config, &mut || 20))
         .unwrap();
-    match report.failure {
-        Some(failure) => Some(failure.reason),
-        None => {
-            machine
-                .with(|m| m.prove(&machine.store, &report.failed_units))
-                .unwrap();
-            None
-        }
+    if report.failure.is_none() {
+        machine
+            .with(|m| m.prove(&machine.store, &report.failed_units))
+            .unwrap();
     }
+    report.failure.map(|failure| failure.reason)
 }
 
 #[test]

@@ -229,6 +229,10 @@ pub(crate) fn file_name(name: &ImageName) -> String {
             let _ = write!(encoded, "%{byte:02X}"); // a String never fails
         }
     }
+    // A file that ends in `.new` is what a crash left.
+    if let Some(stem) = encoded.strip_suffix(".new") {
+        encoded = format!("{stem}%2Enew");
+    }
     if encoded.len() <= FILE_NAME_MAX {
         return encoded;
     }
@@ -531,5 +535,7 @@ mod tests {
         assert_eq!(file_name(&name), "10.0.2.100%3A5000%2Fteam%2Fos%3Av1");
         let long: ImageName = format!("{}/os:v1", "a".repeat(240)).parse().unwrap();
         assert!(file_name(&long).len() <= FILE_NAME_MAX);
+        let new: ImageName = "localhost/os:v1.new".parse().unwrap();
+        assert_eq!(file_name(&new), "localhost%2Fos%3Av1%2Enew");
     }
 }

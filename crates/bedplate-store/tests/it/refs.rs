@@ -93,6 +93,18 @@ fn target(root: RootDigest, created: i64) -> RefTarget {
 }
 
 #[test]
+fn a_tag_that_ends_like_an_unfinished_file_is_a_tag() {
+    let place = Place::new();
+    let root = place.commit("os:v1.new", 1, 1);
+    place.commit("os:v1", 2, 2);
+    place.tag(root, &["os:v1", "os:v2"], 3);
+    assert_eq!(place.roots("os:v1.new"), [root]);
+    assert_eq!(place.store.all_refs().unwrap().len(), 3);
+    place.store.gc(&GcPolicy::default(), false).unwrap();
+    place.store.tree(&root).unwrap();
+}
+
+#[test]
 fn a_name_leads_back_to_its_earlier_images() {
     let place = Place::new();
     let roots: Vec<RootDigest> = (0..4)
