@@ -24,6 +24,9 @@ pub(crate) const MACHINE: &[&str] = &[
     "e2fsprogs",
 ];
 
+/// What damaging a boot partition from outside needs.
+pub(crate) const BOOT_PARTITION: &[&str] = &["fdisk", "mtools"];
+
 /// What the tests compare with.
 pub(crate) const PEERS: &[&str] = &[
     "skopeo",

@@ -66,8 +66,23 @@ pub(crate) fn require_packages() -> Result<()> {
 /// Tells the whole story; `keep` leaves the disk image behind.
 pub(crate) fn tell(voice: Voice, keep: bool) -> Result<()> {
     let mut narrator = Narrator::new(voice);
-    let bedplate = prepare_programs(&mut narrator)?;
-    let images = prepare_trees(&mut narrator)?;
+    play(&mut narrator, keep, Stage::live)
+}
+
+/// Breaks a machine in three ways that no health check can see, and watches it heal.
+pub(crate) fn heal() -> Result<()> {
+    packages::require(&[packages::BOOT_PARTITION])?;
+    let mut narrator = Narrator::new(Voice::Brief);
+    play(&mut narrator, false, Stage::heal)
+}
+
+/// What a machine goes through.
+type Course = fn(&Stage, &mut Narrator, &mut Machine, &Published, &Registry) -> Result<()>;
+
+/// Sets the stage, boots version 1, and plays what comes then.
+fn play(narrator: &mut Narrator, keep: bool, course: Course) -> Result<()> {
+    let bedplate = prepare_programs(narrator)?;
+    let images = prepare_trees(narrator)?;
     let stage = Stage::new(&bedplate, images)?;
 
     let registry = Registry::start(
@@ -75,27 +90,17 @@ pub(crate) fn tell(voice: Voice, keep: bool) -> Result<()> {
         &stage.place.join("registry"),
         &stage.place.join("registry.log"),
     )?;
-    let published = stage.publish(&mut narrator, &registry)?;
-    let disk = stage.install(&mut narrator, &registry, &published.first)?;
+    let published = stage.publish(narrator, &registry)?;
+    let disk = stage.install(narrator, &registry, &published.first)?;
 
     narrator.step("Boot it: firmware, systemd-boot, our early boot, systemd");
     narrator.say(&format!(
         "QEMU, UEFI, engine: {}; the machine reaches one server, our registry, as {REGISTRY}",
         Accelerator::probe()
     ));
-    let mut machine = Machine::start(&MachineOptions {
-        boot: Boot::Uefi {
-            variables: stage.place.join("variables.fd"),
-        },
-        disk: disk.clone(),
-        serial_log: stage.place.join("serial.log"),
-        memory: MEMORY,
-        processors: 2,
-        registry_port: Some(registry.port()),
-        key: stage.images.key.clone(),
-    })?;
-    let course = stage.live(&mut narrator, &mut machine, &published, &registry);
-    if course.is_err() {
+    let mut machine = Machine::start(&stage.machine(&registry))?;
+    let played = course(&stage, narrator, &mut machine, &published, &registry);
+    if played.is_err() {
         eprintln!(
             "the end of the machine's serial log ({}):\n{}\n",
             stage.place.join("serial.log").display(),
@@ -103,7 +108,7 @@ pub(crate) fn tell(voice: Voice, keep: bool) -> Result<()> {
         );
     }
     stage.forget_broken_tree()?;
-    course?;
+    played?;
     drop(machine);
     drop(registry);
     if keep {
@@ -182,6 +187,26 @@ impl Stage {
             builder,
             installer,
         })
+    }
+
+    /// The machine that everything happens in.
+    fn machine(&self, registry: &Registry) -> MachineOptions {
+        MachineOptions {
+            boot: Boot::Uefi {
+                variables: self.place.join("variables.fd"),
+            },
+            disk: self.disk(),
+            serial_log: self.place.join("serial.log"),
+            memory: MEMORY,
+            processors: 2,
+            registry_port: Some(registry.port()),
+            key: self.images.key.clone(),
+        }
+    }
+
+    /// The machine's disk.
+    fn disk(&self) -> PathBuf {
+        self.installer.place.join("disk.img")
     }
 
     /// Builds both versions and pushes them.
@@ -264,7 +289,7 @@ impl Stage {
         );
         narrator.fact("what was pulled is what was built, by its root digest");
 
-        let disk = self.installer.place.join("disk.img");
+        let disk = self.disk();
         let mut arguments = vec![
             "install".to_owned(),
             "to-disk".to_owned(),

@@ -16,10 +16,13 @@ use crate::{packages, run, wants_help, workspace};
 
 const HELP: &str = "\
 Usage: cargo xtask vm smoke [--keep]
+       cargo xtask vm heal
        cargo xtask vm boot
 
 smoke   the demo's story with few words and the same asserts: install, boot, upgrade, reboot, roll back,
         reboot; root digests, kernels, /etc, users and /var are compared. --keep leaves the disk image.
+heal    versions that no health check can judge: a kernel that does not load, an initramfs that is none, a
+        kernel that panics. Each time the version before has to boot again by itself.
 boot    boots a Debian tree in QEMU without Bedplate: proves the test bench itself (ssh, the one server
         in the guest's network, a reboot).
 ";
@@ -35,6 +38,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
         ["smoke"] => smoke(false),
         ["smoke", "--keep"] => smoke(true),
+        ["heal"] => heal(),
         ["boot"] => boot(),
         other => bail!(
             "`vm {}` is unknown; see `cargo xtask vm --help`",
@@ -47,6 +51,12 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 pub(crate) fn smoke(keep: bool) -> Result<()> {
     story::require_packages()?;
     story::tell(Voice::Brief, keep)
+}
+
+/// Versions that do not get as far as their health checks.
+fn heal() -> Result<()> {
+    story::require_packages()?;
+    story::heal()
 }
 
 /// Boots version 1 by QEMU's own loader, from an ordinary ext4 file system.

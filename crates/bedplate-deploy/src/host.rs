@@ -20,6 +20,7 @@ use bedplate_sys::namespace;
 
 use crate::config::Config;
 use crate::esp::RootDisk;
+use crate::events::Actor;
 
 /// What a verb takes from the machine that it works on.
 pub struct Host {
@@ -27,6 +28,8 @@ pub struct Host {
     pub root: PathBuf,
     /// The directory of what lasts until the next boot: `/run/bedplate`.
     pub run: PathBuf,
+    /// Who changes it.
+    pub actor: Actor,
     /// What time it is, in seconds since 1970.
     pub now: i64,
     /// What is the same for all of the machine's boot entries.
@@ -84,12 +87,13 @@ impl Writes for () {
 
 impl Host {
     /// Returns the host that this program runs on.
-    pub fn this_machine(now: i64, config: &Config) -> Self {
+    pub fn this_machine(now: i64, actor: Actor, config: &Config) -> Self {
         Self {
             root: layout::SYSROOT.into(),
             run: Path::new(layout::BOOTED)
                 .parent()
                 .map_or_else(PathBuf::new, Path::to_owned),
+            actor,
             now,
             settings: Settings {
                 tries: config.health.tries,

@@ -16,6 +16,8 @@
 //! | [`stage`], [`finalize`], [`rollback`], [`status`] | the verbs |
 //! | [`health`] | the gate between trial and proven, and healing |
 //! | [`config`] | `machine.toml` |
+//! | [`events`] | the audit log |
+//! | [`why`] | what keeps a machine from what it was asked for |
 //! | [`etc`] | /etc, merged three ways |
 //! | [`bootable`] | what boots an image |
 //! | [`install`], [`grow`] | a new disk |
@@ -28,6 +30,7 @@ pub mod bootable;
 pub mod config;
 pub mod esp;
 pub mod etc;
+pub mod events;
 pub mod finalize;
 pub mod firmware;
 pub mod grow;
@@ -42,6 +45,7 @@ mod sample;
 pub mod settle;
 pub mod stage;
 pub mod status;
+pub mod why;
 
 pub use finalize::Finalized;
 pub use host::Host;

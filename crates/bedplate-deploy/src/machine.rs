@@ -25,6 +25,7 @@ use bedplate_sys::{durable, files};
 use serde::Deserialize;
 
 use crate::bootable::{Bootable, BootableError};
+use crate::events;
 use crate::health;
 use crate::host::Host;
 use crate::record_file::{self, ReadRecordError, WriteRecordError};
@@ -183,7 +184,22 @@ impl<'a> Machine<'a> {
             source,
         };
         self.host.writes.next("the record").map_err(refused)?;
-        Ok(record_file::write(&self.host.root, record)?)
+        let before = self.record();
+        record_file::write(&self.host.root, record)?;
+        if let Ok(before) = before {
+            self.log(&before, record);
+        }
+        Ok(())
+    }
+
+    /// Writes down what a change of the record was. No change waits for that: where it fails, the next event
+    /// says that something is missing.
+    fn log(&self, before: &Record, record: &Record) {
+        let events = events::changes(before, record, &self.host.actor, self.host.now);
+        if !events.is_empty() {
+            let allowed = self.host.writes.next("the log");
+            let _ = allowed.and_then(|()| events::append(&self.host.root, before, &events));
+        }
     }
 
     /// Waits until no other verb writes.

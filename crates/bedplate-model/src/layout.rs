@@ -18,6 +18,10 @@ pub const RECORD: &str = "bedplate/record.json";
 pub const RECORD_NEXT: &str = "bedplate/record.next";
 /// What belongs to single deployments, below the physical root: one directory for each id.
 pub const DEPLOYMENTS: &str = "bedplate/deployments";
+/// The log of what changed, below the physical root: a line for each event.
+pub const EVENTS: &str = "bedplate/events.jsonl";
+/// The log before that one, below the physical root.
+pub const EVENTS_BEFORE: &str = "bedplate/events.1.jsonl";
 /// The machine's /var, below the physical root.
 pub const VAR: &str = "bedplate/var";
 /// Says that every object of the store was sealed, below the physical root.

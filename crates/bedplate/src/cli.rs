@@ -108,9 +108,29 @@ pub(crate) enum Verb {
     Switch(Switch),
     /// Make the previous deployment boot next
     Rollback(Rollback),
+    /// Say why this machine is not updating, or not on what it was asked for
+    ///
+    /// Asks the registry what is new there. The exit code is 1 where there is a reason.
+    Why(Why),
+    /// Show who changed what on this machine, when and why
+    Events(Events),
     /// What the machine's own units call
     #[command(subcommand, hide = true)]
     Internal(Internal),
+}
+
+impl Verb {
+    /// Returns what a machine's log calls a verb that may change it.
+    pub(crate) fn command(&self) -> &'static str {
+        match self {
+            Self::Upgrade(_) => "upgrade",
+            Self::Switch(_) => "switch",
+            Self::Rollback(_) => "rollback",
+            Self::Internal(Internal::Finalize) => "finalize",
+            Self::Internal(Internal::Prove | Internal::Check | Internal::Heal) => "health gate",
+            _ => "bedplate",
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -557,6 +577,28 @@ pub(crate) struct Rollback {
     /// Reboot at once
     #[arg(long, conflicts_with = "dry_run")]
     pub(crate) apply: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    /// Do not ask the registry
+    #[arg(long)]
+    pub(crate) offline: bool,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Only the last N
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) lines: Option<usize>,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bedplate_deploy::config::Config;
+use bedplate_deploy::events::Actor;
 use bedplate_model::{ImageName, ImageSelector, RootDigest, layout};
 use bedplate_store::{Found, RefTarget, Store};
 
@@ -15,6 +16,7 @@ use bedplate_transport::{Client, ClientOptions, TlsVerify};
 use crate::blame::{Blame, Refusal, sentence};
 use crate::cli::{Cli, Remote};
 use crate::host::Host;
+use crate::render::note;
 
 /// What every verb works with.
 pub(crate) struct Context<'a> {
@@ -23,6 +25,8 @@ pub(crate) struct Context<'a> {
     /// Whether progress may be drawn.
     pub(crate) quiet: bool,
     store: Option<PathBuf>,
+    /// The verb, for the machine's log.
+    command: &'static str,
     /// Whether this program has mounts of its own already.
     entered: Cell<bool>,
 }
@@ -34,6 +38,7 @@ impl<'a> Context<'a> {
             out,
             quiet: cli.quiet,
             store: cli.store.clone(),
+            command: cli.verb.command(),
             entered: Cell::new(false),
         }
     }
@@ -86,17 +91,24 @@ impl<'a> Context<'a> {
         self.enter_root()?;
         Ok(bedplate_deploy::Host::this_machine(
             self.host.now(),
+            self.actor(),
             &Self::config(),
         ))
+    }
+
+    /// Says who changes this machine: the log is told.
+    pub(crate) fn actor(&self) -> Actor {
+        Actor {
+            who: self.host.person(),
+            command: self.command.to_owned(),
+        }
     }
 
     /// Reads what is set about this machine. What cannot be used is told, and the defaults hold: a mistake in
     /// a file is no reason to leave a machine without its health gate.
     pub(crate) fn config() -> Config {
         Config::read(Path::new("/")).unwrap_or_else(|error| {
-            let warning = format!("warning: {}; the defaults are used", sentence(&error));
-            // Nobody is left to tell when standard error is gone.
-            let _ = writeln!(std::io::stderr(), "{warning}");
+            note(&format!("{}; the defaults are used", sentence(&error)));
             Config::default()
         })
     }

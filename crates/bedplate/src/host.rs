@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -56,6 +57,24 @@ impl Host {
         Path::new(layout::BOOTED).exists()
     }
 
+    /// Returns who uses this program: whoever logged in, and whatever they became since; the service manager is
+    /// `system`.
+    pub(crate) fn person(&self) -> String {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let by_login = read("/proc/self/loginuid")
+            .trim()
+            .parse()
+            .ok()
+            .filter(|uid| *uid != u32::MAX)
+            .map(|uid| user_name(uid, &read("/etc/passwd")));
+        by_login
+            .or_else(|| Some(self.variable("SUDO_USER")?.display().to_string()))
+            .unwrap_or_else(|| match self.variable("INVOCATION_ID") {
+                Some(_) => "system".to_owned(),
+                None => user_name(rustix::process::getuid().as_raw(), &read("/etc/passwd")),
+            })
+    }
+
     /// Returns the store that verbs use without `--store`: the machine's own for root on a machine of
     /// ours, else the user's.
     pub(crate) fn default_store(&self) -> Option<PathBuf> {
@@ -78,5 +97,29 @@ impl Host {
             home: variable("HOME"),
             docker_config: variable("DOCKER_CONFIG"),
         }
+    }
+}
+
+/// Finds a user's name in the text of /etc/passwd; one that is not there is their number.
+fn user_name(uid: u32, passwd: &str) -> String {
+    let uid = uid.to_string();
+    let named = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    });
+    named.unwrap_or(uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::user_name;
+
+    #[test]
+    fn users_have_the_names_that_passwd_gives_them() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nbroken\nanna:x:1500:1500::/home/anna:/bin/sh\n";
+        assert_eq!(user_name(0, passwd), "root");
+        assert_eq!(user_name(1500, passwd), "anna");
+        assert_eq!(user_name(7, passwd), "7");
     }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use bedplate_boot::partition::DirectoryPartition;
 use bedplate_boot::render::{self, Settings};
+use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot};
 use bedplate_deploy::{Machine, record_file};
 use bedplate_model::record::{Deployment, DeploymentId, Record, State};
@@ -81,6 +82,7 @@ impl MadeUp {
         let host = Host {
             root: self.root.clone(),
             run: self.run.clone(),
+            actor: Actor::default(),
             now: 0,
             settings: Settings::default(),
             boot: Box::new(Esp(self.esp.clone())),

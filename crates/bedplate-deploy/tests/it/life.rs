@@ -253,3 +253,84 @@ fn the_record_on_the_disk_keeps_its_size() {
         .len();
     assert_eq!(length, record_file::SLOT as u64);
 }
+
+#[test]
+fn every_change_of_a_machine_is_in_its_log() {
+    use bedplate_deploy::events::{self, What};
+    let mut machine = Simulated::proven();
+    let second = upgrade(&mut machine, 2);
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+    machine.with(|m| m.rollback(&machine.store, None)).unwrap();
+    let told: Vec<_> = events::read(&machine.root())
+        .unwrap()
+        .into_iter()
+        .map(|event| (event.deployment, event.what, event.who))
+        .collect();
+    let anna = |id, what| (id, what, "anna".to_owned());
+    assert_eq!(
+        told,
+        [
+            anna(FIRST, What::Proven),
+            anna(second, What::Staged),
+            anna(second, What::Tried),
+            anna(second, What::Proven),
+            anna(FIRST, What::Selected),
+        ]
+    );
+}
+
+#[test]
+fn what_keeps_a_machine_from_updating_is_said() {
+    use bedplate_deploy::why::{Reason, Source, reasons};
+    let mut machine = Simulated::proven();
+    let kinds = |machine: &Simulated, source: &Source| {
+        let status = machine.with(|m| m.status()).unwrap();
+        reasons(&status, source)
+    };
+    let newest =
+        |machine: &Simulated, version| Source::Has(machine.image(version).manifest.unwrap());
+    let first = newest(&machine, 1);
+    assert!(kinds(&machine, &first).is_empty());
+    assert!(matches!(
+        kinds(&machine, &newest(&machine, 2))[..],
+        [Reason::Newer { .. }]
+    ));
+    let silent = Source::Silent("no route".into());
+    assert!(matches!(
+        kinds(&machine, &silent)[..],
+        [Reason::SourceSilent { .. }]
+    ));
+
+    let id = stage(&machine, 2);
+    let second = newest(&machine, 2);
+    assert!(matches!(
+        kinds(&machine, &second)[..],
+        [Reason::WaitsForReboot { deployment }] if deployment == id
+    ));
+    machine.with(|m| m.finalize(&machine.store)).unwrap();
+    assert!(matches!(
+        kinds(&machine, &second)[..],
+        [Reason::AnotherBootsNext { deployment }] if deployment == id
+    ));
+    machine.boot();
+    assert!(matches!(
+        kinds(&machine, &second)[..],
+        [Reason::OnTrial {
+            tries_left: Some(2),
+            ..
+        }]
+    ));
+    stage(&machine, 3);
+    assert!(matches!(
+        kinds(&machine, &Source::Unasked)[..],
+        [Reason::OnTrial { .. }, Reason::WaitsForProof { .. }]
+    ));
+    while machine.boot() != FIRST {}
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+    let seen = kinds(&machine, &second);
+    assert!(
+        seen.iter()
+            .any(|reason| matches!(reason, Reason::Bad { .. })),
+        "{seen:?}"
+    );
+}

@@ -17,6 +17,7 @@ use bedplate_boot::loader_conf::{LoaderConf, SECTOR};
 use bedplate_boot::partition::BootPartition;
 use bedplate_boot::render::{self, Settings};
 use bedplate_deploy::bootable::Bootable;
+use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot, Writes};
 use bedplate_deploy::{Machine, record_file};
 use bedplate_model::record::{Deployment, DeploymentId, Record, State};
@@ -269,6 +270,10 @@ impl Simulated {
         let host = Host {
             root: self.root(),
             run: self.run_directory(),
+            actor: Actor {
+                who: "anna".into(),
+                command: "a test".into(),
+            },
             now: 1_700_000_000,
             settings: Settings::default(),
             boot: Box::new(self.memory()),

@@ -8,6 +8,7 @@ mod commit;
 mod df;
 mod diff;
 mod digest;
+mod events;
 mod export;
 mod fsck;
 mod gate;
@@ -29,6 +30,7 @@ mod status;
 mod subject;
 mod tag;
 mod upgrade;
+mod why;
 
 use crate::Answer;
 use crate::cli::Verb;
@@ -65,6 +67,8 @@ pub(crate) fn run(verb: &Verb, context: &mut Context<'_>) -> anyhow::Result<Answ
         Verb::Upgrade(arguments) => upgrade::upgrade(arguments, context),
         Verb::Switch(arguments) => upgrade::switch(arguments, context),
         Verb::Rollback(arguments) => rollback::run(arguments, context),
+        Verb::Why(arguments) => why::run(arguments, context),
+        Verb::Events(arguments) => events::run(arguments, context),
         Verb::Internal(arguments) => internal::run(arguments, context),
     }
 }

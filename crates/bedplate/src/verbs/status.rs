@@ -21,7 +21,7 @@ pub(super) fn run(arguments: &cli::Status, context: &mut Context<'_>) -> anyhow:
     } else {
         // Record and boot partition are root's; everybody else reads what the last change left.
         context.require_machine()?;
-        let host = Host::this_machine(now, &Context::config());
+        let host = Host::this_machine(now, context.actor(), &Context::config());
         status::summary(&host).context("cannot read the machine's state")?
     };
     if arguments.json {
