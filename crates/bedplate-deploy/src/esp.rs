@@ -12,6 +12,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use bedplate_boot::firmware::HardDrive;
 use bedplate_boot::loader_conf::SECTOR;
@@ -25,6 +27,9 @@ use crate::install::table::ESP_TYPE;
 
 /// Only root may look: the command line of every deployment is there.
 const OPTIONS: &str = "umask=0077";
+/// How long it waits for somebody who has the boot partition mounted otherwise: 30 s in all.
+const TURN: Duration = Duration::from_millis(20);
+const TURNS: u32 = 1500;
 
 /// The ESP on the disk of a root.
 #[derive(Clone, Debug)]
@@ -141,15 +146,9 @@ impl BootAccess for RootDisk {
             .recursive(true)
             .mode(0o700)
             .create(&self.at)?;
-        match mount::mount_filesystem("vfat", &node, &self.at, OPTIONS, access) {
-            // Somebody else has it mounted for writing: one file system cannot be both.
-            Err(error)
-                if error.kind() == io::ErrorKind::ResourceBusy && access == Access::ReadOnly =>
-            {
-                mount::mount_filesystem("vfat", &node, &self.at, OPTIONS, Access::ReadWrite)?;
-            }
-            other => other?,
-        }
+        shared(access, |access| {
+            mount::mount_filesystem("vfat", &node, &self.at, OPTIONS, access)
+        })?;
         let mounted = Mounted {
             files: DirectoryPartition::new(&self.at),
         };
@@ -159,6 +158,27 @@ impl BootAccess for RootDisk {
             free,
         })
     }
+}
+
+/// Mounts a file system that others may have mounted, too: it cannot be mounted for reading here and for writing
+/// there. Who only reads mounts it as those others do. Who writes waits until those who read are done, which
+/// takes them milliseconds: a `status` must not make a deployment fail its trial.
+fn shared(access: Access, mount: impl Fn(Access) -> io::Result<()>) -> io::Result<()> {
+    let busy = |outcome: &io::Result<()>| {
+        let error = outcome.as_ref().err();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+    };
+    for _ in 0..TURNS {
+        let mut outcome = mount(access);
+        if access == Access::ReadOnly && busy(&outcome) {
+            outcome = mount(Access::ReadWrite);
+        }
+        if !busy(&outcome) {
+            return outcome;
+        }
+        thread::sleep(TURN);
+    }
+    mount(access)
 }
 
 /// A mounted boot partition, unmounted when dropped.
@@ -211,10 +231,37 @@ impl BootAccess for Directory {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::install::layout::{ESP_MIN, Layout};
     use crate::install::table::{self, Identifiers};
     use uuid::Uuid;
+
+    #[test]
+    fn a_writer_waits_for_readers_and_a_reader_joins_a_writer() {
+        let busy = || io::Error::from(io::ErrorKind::ResourceBusy);
+        let readers = Cell::new(3);
+        shared(Access::ReadWrite, |_| {
+            let left = readers.get();
+            readers.set(left - 1);
+            if left > 0 { Err(busy()) } else { Ok(()) }
+        })
+        .unwrap();
+        assert_eq!(readers.get(), -1);
+        shared(Access::ReadOnly, |access| match access {
+            Access::ReadOnly => Err(busy()),
+            Access::ReadWrite => Ok(()),
+        })
+        .unwrap();
+        let tried = Cell::new(0);
+        let error = shared(Access::ReadWrite, |_| {
+            tried.set(tried.get() + 1);
+            Err(io::ErrorKind::NotFound.into())
+        });
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(tried.get(), 1, "other errors are errors at once");
+    }
 
     #[test]
     fn the_partition_of_a_new_disk_is_found_as_the_firmware_names_it() {

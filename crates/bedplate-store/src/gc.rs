@@ -196,8 +196,9 @@ impl Store {
         }
         if !forgot {
             match self.forget(&refs, &report.forgotten) {
-                // Only a journal waits to be finished: that is for the next change of a ref.
-                Err(error) if error.is_full() && report.forgotten.is_empty() => {}
+                // What was asked for is done. A journal that waits is for the next change of a ref, and a
+                // history that is too long for the next gc: its images read as gone.
+                Err(error) if error.is_full() => {}
                 other => other.map_err(GcError::Refs)?,
             }
         }
@@ -238,6 +239,7 @@ impl Store {
     fn forget(&self, refs: &[RefDocument], forgotten: &[Forgotten]) -> Result<(), RefsError> {
         let changing = self.lock_refs()?;
         changing.finish_journal()?;
+        changing.sweep()?;
         let mut by_name: HashMap<&ImageName, HashSet<usize>> = HashMap::new();
         for entry in forgotten {
             let positions = by_name.entry(&entry.name).or_default();

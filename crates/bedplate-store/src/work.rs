@@ -141,7 +141,11 @@ fn run_on<J: Send, E: Send>(
     };
     thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(|| queue.work(&job));
+            // Where no more may be started, those that are there do it.
+            let started = thread::Builder::new().spawn_scoped(scope, || queue.work(&job));
+            if started.is_err() {
+                break;
+            }
         }
         queue.work(&job);
     });

@@ -57,7 +57,7 @@ impl Blame {
             Self::Host => 3,
             Self::Remote => 4,
             Self::Damage => 5,
-            Self::Bug => 70,
+            Self::Bug => crate::BUG,
         })
     }
 }

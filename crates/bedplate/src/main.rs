@@ -30,6 +30,9 @@ use crate::context::Context;
 use crate::host::Host;
 use crate::output::Output;
 
+/// The exit code of [`Blame::Bug`], for a panic.
+const BUG: u8 = 70;
+
 /// How a verb ended when nothing went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
@@ -42,6 +45,7 @@ enum Answer {
 }
 
 fn main() -> ExitCode {
+    end_on_panic();
     let cli = Cli::parse();
     let host = Host::observe();
     raise_open_files();
@@ -68,6 +72,19 @@ fn main() -> ExitCode {
             blame::report(&error, &mut io::stderr().lock())
         }
     }
+}
+
+/// Has a panic in any thread end the program, with the exit code of a bug: others may wait for that thread for
+/// ever. What is in the store is whole at any moment.
+fn end_on_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        usual(info);
+        let report =
+            "this is a bug, or threads cannot be started here (`ulimit -u`, a container's limit)";
+        let _ = writeln!(io::stderr(), "error: {report}");
+        std::process::exit(BUG.into());
+    }));
 }
 
 /// Permits as many open files as the system lets this process have: a scan holds one for each level of

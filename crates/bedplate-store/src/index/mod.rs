@@ -14,7 +14,6 @@
 
 mod segment;
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -241,21 +240,18 @@ impl Store {
         mut entries: Vec<Entry>,
     ) -> Result<u64, IndexError> {
         let path = self.path().join(TABLE);
-        let temporary = self.path().join(format!("{TABLE}.new"));
+        let unfinished = format!("{TABLE}.new");
         // Of equal digests the last one stays, as it does on a map; the sort keeps their order.
         entries.sort_by_key(|(digest, _)| digest.0);
         let write = || -> io::Result<u64> {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(&temporary)?;
+            // What a crash left, or a link to elsewhere, which nothing is written through.
+            files::remove_tree(self.root(), unfinished.as_ref())?;
+            let file = files::create_file(self.root(), unfinished.as_ref(), 0o600)?;
             let mut writer = SegmentWriter::new(&file)?;
             merge(old, &entries, &mut writer)?;
             let count = writer.finish()?;
             file.sync_all()?;
-            durable::rename(&temporary, &path)?;
+            durable::rename(&self.path().join(&unfinished), &path)?;
             Ok(count)
         };
         write().map_err(|source| file_error("write", path.clone(), source))

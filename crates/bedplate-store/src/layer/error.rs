@@ -108,6 +108,9 @@ pub enum LayerError {
         /// The limit.
         limit: u64,
     },
+    /// No thread could be started to store bodies.
+    #[error("cannot start a thread")]
+    Threads(#[source] io::Error),
     /// A body could not be stored.
     #[error("cannot store the content of {path}")]
     Store {
@@ -217,6 +220,14 @@ pub enum FlattenError {
     /// More nodes than any honest image has.
     #[error("the layers have more than {limit} files and directories")]
     TooLarge {
+        /// The limit.
+        limit: usize,
+    },
+    /// Names need more directories than any honest image leaves out.
+    #[error(
+        "more than {limit} directories are missing in the layers, and only names of files need them"
+    )]
+    Implied {
         /// The limit.
         limit: usize,
     },

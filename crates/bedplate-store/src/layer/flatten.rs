@@ -25,6 +25,11 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The one extended attribute that bootc-1 keeps.
 const BOOTC_XATTR: &[u8] = b"security.capability";
 
+/// How many directories may be made that no member is for: so many, and for each member some more. A name of
+/// 2,000 parts is 2,000 directories.
+const IMPLIED_MAX: usize = 1 << 16;
+const IMPLIED_PER_MEMBER: usize = 8;
+
 /// Makes one tree of layers, the lowest first. One layer may stand in several places.
 pub fn flatten(layers: &[impl Borrow<Layer>], rules: RuleSet) -> Result<Tree, FlattenError> {
     let mut flattening = Flattening::new(true);
@@ -60,6 +65,10 @@ struct Flattening {
     whiteouts: bool,
     /// The layer that is being added, from 0.
     layer: usize,
+    /// How many members there were.
+    members: usize,
+    /// How many directories were made that no member is for.
+    implied: usize,
     /// The layer that made each node, by [`NodeId::index`].
     made_by: Vec<usize>,
 }
@@ -70,6 +79,8 @@ impl Flattening {
             tree: Tree::new(Metadata::root_owned(0o755)),
             whiteouts,
             layer: 0,
+            members: 0,
+            implied: 0,
             made_by: vec![0],
         }
     }
@@ -106,6 +117,7 @@ impl Flattening {
 
     /// Adds an entry that is no whiteout.
     fn add(&mut self, entry: &Entry) -> Result<(), FlattenError> {
+        self.members += 1;
         let Some((_, name)) = entry.path.split_last() else {
             if entry.kind != EntryKind::Directory {
                 return Err(FlattenError::Root { layer: self.layer });
@@ -188,6 +200,11 @@ impl Flattening {
                     // As when layers are mounted: a directory above hides what is none below.
                     if found.is_some() {
                         self.tree.remove(directory, name.as_bytes());
+                    }
+                    self.implied += 1;
+                    let limit = IMPLIED_MAX + IMPLIED_PER_MEMBER * self.members;
+                    if self.implied > limit {
+                        return Err(FlattenError::Implied { limit });
                     }
                     let node = Node::new(Metadata::root_owned(0o755), Content::empty_directory());
                     self.insert(directory, name.clone(), node)?

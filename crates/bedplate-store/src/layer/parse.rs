@@ -73,9 +73,15 @@ pub(super) struct Parsed {
     pub(super) sparse: bool,
 }
 
+/// What names, targets and attributes of members may take in memory: a fixed part, and more for each member.
+/// A few bytes of a stream stand for much (a global attribute, a name of 2,000 parts), and compress well.
+const TEXT_MAX: u64 = 64 << 20;
+const TEXT_PER_MEMBER: u64 = 1 << 10;
+
 /// Reads a stream to its end.
 pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Parsed, F::Error> {
     let mut entries = Vec::new();
+    let mut text = 0;
     let mut sparse = false;
     let mut globals = Records::new();
     while let Some(member) = next_member(feed, &mut globals)? {
@@ -88,6 +94,16 @@ pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Parsed, F::Error> {
             .into());
         }
         let (entry, stream, form) = member.resolve(&globals, F::STORED)?;
+        text += text_of(&entry);
+        let limit = TEXT_MAX + TEXT_PER_MEMBER * entries.len() as u64;
+        if text > limit {
+            return Err(LayerError::TooLarge {
+                offset: member.offset,
+                what: "names, targets and attributes",
+                limit,
+            }
+            .into());
+        }
         let body = match form {
             None => Body {
                 size: stream,
@@ -109,6 +125,28 @@ pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Parsed, F::Error> {
     }
     feed.trailer()?;
     Ok(Parsed { entries, sparse })
+}
+
+/// Returns about how many bytes of memory the names, targets and attributes of an entry take.
+fn text_of(entry: &Entry) -> u64 {
+    /// What stands around each text.
+    const AROUND: u64 = 48;
+    let path = |path: &TreePath| -> u64 {
+        let parts = path.components().iter();
+        parts
+            .map(|name| name.as_bytes().len() as u64 + AROUND)
+            .sum()
+    };
+    let target = match &entry.kind {
+        EntryKind::HardLink(target) => path(target),
+        EntryKind::Symlink(target) => target.len() as u64,
+        _ => 0,
+    };
+    let xattrs = entry.metadata.xattrs.iter();
+    let xattrs: u64 = xattrs
+        .map(|(name, value)| (name.len() + value.len()) as u64 + AROUND)
+        .sum();
+    path(&entry.path) + target + xattrs
 }
 
 fn sparse_body<F: Feed>(

@@ -38,12 +38,17 @@ pub(super) fn run<T>(
     // Owned by the workers alone: when the last is gone, however it went, the queue closes.
     let receiver = Arc::new(Mutex::new(Some(receiver)));
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..thread::available_parallelism().map_or(1, NonZero::get))
-            .map(|_| {
-                let receiver = Arc::clone(&receiver);
-                scope.spawn(move || work(&receiver, contents))
-            })
-            .collect();
+        let mut workers = Vec::new();
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            let receiver = Arc::clone(&receiver);
+            let worker = move || work(&receiver, contents);
+            match thread::Builder::new().spawn_scoped(scope, worker) {
+                Ok(worker) => workers.push(worker),
+                // Those that are there do it; without any, nothing can.
+                Err(_) if !workers.is_empty() => break,
+                Err(source) => return Err(LayerError::Threads(source)),
+            }
+        }
         drop(receiver);
         let read = reader(&sender);
         drop(sender);

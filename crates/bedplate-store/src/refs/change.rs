@@ -444,6 +444,26 @@ impl Changing<'_> {
         self.apply(journal)
     }
 
+    /// Removes what a crash left of changes that never counted. The journal is finished.
+    pub(crate) fn sweep(&self) -> Result<(), RefsError> {
+        let path = || self.store.path().join("refs");
+        let names = files::list(&self.refs).map_err(|source| RefsError::Read {
+            path: path(),
+            source,
+        })?;
+        let left = names
+            .iter()
+            .filter_map(|entry| entry.name.to_str())
+            .filter(|name| name.strip_suffix(".new").is_some());
+        for name in left {
+            remove(self.refs.as_fd(), name).map_err(|source| RefsError::Write {
+                path: path().join(name),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Replaces documents that need not change together, with one wait for the disk.
     pub(crate) fn rewrite(&self, documents: &[RefDocument]) -> Result<(), RefsError> {
         let rewrite = || -> io::Result<()> {

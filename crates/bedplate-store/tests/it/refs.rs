@@ -105,6 +105,38 @@ fn a_tag_that_ends_like_an_unfinished_file_is_a_tag() {
 }
 
 #[test]
+fn what_a_killed_change_of_names_left_goes_with_the_next_gc() {
+    let place = Place::new();
+    place.commit("os:v1", 1, 1);
+    let refs = place.store.path().join("refs");
+    let left = refs.join("localhost%2Fos%3Av2.new");
+    fs::write(&left, "half").unwrap();
+    place.store.gc(&GcPolicy::default(), true).unwrap();
+    assert!(left.exists(), "a dry run changes nothing");
+    place.store.gc(&GcPolicy::default(), false).unwrap();
+    assert!(!left.exists());
+    assert_eq!(fs::read_dir(refs).unwrap().count(), 1);
+}
+
+#[test]
+fn the_index_is_not_written_through_a_link() {
+    let place = Place::new();
+    place.commit("os:v1", 1, 1);
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(outside.path(), "precious").unwrap();
+    let index = place.store.path().join("index");
+    let _ = fs::remove_file(index.join("sha256"));
+    std::os::unix::fs::symlink(outside.path(), index.join("sha256.new")).unwrap();
+    place.store.rebuild_index().unwrap();
+    assert_eq!(fs::read_to_string(outside.path()).unwrap(), "precious");
+    assert!(
+        fs::symlink_metadata(index.join("sha256"))
+            .unwrap()
+            .is_file()
+    );
+}
+
+#[test]
 fn a_name_leads_back_to_its_earlier_images() {
     let place = Place::new();
     let roots: Vec<RootDigest> = (0..4)

@@ -23,8 +23,8 @@ struct Image {
     manifest_digest: Option<Sha256>,
     /// When the name was set, in seconds since 1970.
     created: i64,
-    /// The bytes of all files, each hard-linked one once.
-    size: u64,
+    /// The bytes of all files, each hard-linked one once; null where the image is damaged.
+    size: Option<u64>,
 }
 
 pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<Answer> {
@@ -32,17 +32,16 @@ pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<
     let (refs, unreadable) = store
         .readable_refs()
         .context("cannot list the names of the store")?;
-    let mut sizes: HashMap<RootDigest, u64> = HashMap::new();
+    let mut sizes: HashMap<RootDigest, Option<u64>> = HashMap::new();
+    let mut damaged = None;
     let mut list = Vec::new();
     for Ref { name, target, .. } in refs {
-        let size = if let Some(size) = sizes.get(&target.root) {
-            *size
-        } else {
-            let tree = store
-                .tree(&target.root)
-                .with_context(|| format!("cannot read {name}"))?;
-            *sizes.entry(target.root).or_insert(tree.file_bytes())
-        };
+        let size = *sizes.entry(target.root).or_insert_with(|| {
+            let tree = store.tree(&target.root);
+            tree.map(|tree| tree.file_bytes())
+                .map_err(|error| damaged.get_or_insert((name.clone(), error)))
+                .ok()
+        });
         list.push(Image {
             name: name.to_string(),
             root_digest: target.root,
@@ -53,6 +52,9 @@ pub(super) fn run(images: &Images, context: &mut Context<'_>) -> anyhow::Result<
     }
     draw(images, list, context)?;
     // The others come first: what is damaged takes nothing from them.
+    if let (Some((name, error)), true) = (damaged, unreadable.is_empty()) {
+        return Err(error).with_context(|| format!("cannot read {name}"));
+    }
     let all: Vec<String> = unreadable.iter().map(|error| sentence(error)).collect();
     match unreadable.into_iter().next() {
         None => Ok(Answer::Yes),
@@ -84,7 +86,7 @@ fn draw(images: &Images, list: Vec<Image>, context: &mut Context<'_>) -> io::Res
                 |digest| short(&digest.to_string()).to_owned(),
             ),
             ago(image.created, context.host.now()),
-            bytes(image.size),
+            image.size.map_or_else(|| "damaged".to_owned(), bytes),
         ]);
     }
     table.write(context.out)

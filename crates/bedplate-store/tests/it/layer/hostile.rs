@@ -547,3 +547,41 @@ fn a_path_that_is_too_long_is_said_in_a_sentence() {
         "the tar member at byte 5120 has a path of more than 4095 bytes"
     );
 }
+
+#[test]
+fn a_few_bytes_that_stand_for_much_are_refused_before_they_are_kept() {
+    // One global attribute is every member's; together they would take more than a gigabyte.
+    let global = record("SCHILY.xattr.user.x", &[b'x'; 60_000]);
+    let members: Vec<Vec<u8>> = [member(b'g', b"g", b"", &global)]
+        .into_iter()
+        .chain((0..20_000).map(|number| file(&format!("{number}"), "")))
+        .collect();
+    let error = Memory::default().read(&tar(&members)).unwrap_err();
+    assert!(matches!(error, LayerError::TooLarge { .. }), "{error}");
+
+    // So are targets of links, and names of many parts.
+    let long = b"t/".repeat(2000);
+    let members: Vec<Vec<u8>> = (0..30_000)
+        .flat_map(|number| {
+            [
+                pax(&[("linkpath", &long)]),
+                symlink(&format!("{number}"), "t"),
+            ]
+        })
+        .collect();
+    let error = Memory::default().read(&tar(&members)).unwrap_err();
+    assert!(matches!(error, LayerError::TooLarge { .. }), "{error}");
+}
+
+#[test]
+fn directories_that_only_names_speak_of_are_bounded() {
+    let members: Vec<Vec<u8>> = (0..60)
+        .flat_map(|number| {
+            let path = format!("{number}/{}f", "d/".repeat(1990));
+            [pax(&[("path", path.as_bytes())]), file("f", "")]
+        })
+        .collect();
+    let read = Memory::default().read(&tar(&members)).unwrap();
+    let error = flatten(&[read], RuleSet::Exact1).unwrap_err();
+    assert!(matches!(error, FlattenError::Implied { .. }), "{error}");
+}
