@@ -13,7 +13,7 @@
 //! | [`host`], [`esp`] | what a verb takes from its machine: root, clock, boot partition |
 //! | [`machine`] | the record, what was booted and the boot partition brought together |
 //! | [`settle`] | the decision what to do next, as a pure function |
-//! | [`stage`], [`finalize`], [`rollback`], [`status`] | the verbs |
+//! | [`stage`], [`finalize`], [`rollback`], [`pin`], [`undeploy`], [`status`] | the verbs |
 //! | [`health`] | the gate between trial and proven, and healing |
 //! | [`config`] | `machine.toml` |
 //! | [`events`] | the audit log |
@@ -38,6 +38,7 @@ pub mod health;
 pub mod host;
 pub mod install;
 pub mod machine;
+pub mod pin;
 pub mod record_file;
 pub mod rollback;
 #[cfg(test)]
@@ -45,6 +46,7 @@ mod sample;
 pub mod settle;
 pub mod stage;
 pub mod status;
+pub mod undeploy;
 pub mod why;
 
 pub use finalize::Finalized;

@@ -1,7 +1,7 @@
 //! A machine: its record, what it booted, its boot partition; and settling them.
 //!
 //! ```text
-//! Machine::open(&host) ─ status · plan · stage · rollback        an administrator's verbs
+//! Machine::open(&host) ─ status · plan · stage · rollback · …    an administrator's verbs
 //!                      ─ finalize · prove                        the machine's own units'
 //! every verb that writes:   lock → settle → its own work → settle
 //! ```
@@ -16,8 +16,9 @@ use std::path::PathBuf;
 use bedplate_boot::cmdline::BootRoot;
 use bedplate_boot::partition::BootPartition;
 use bedplate_boot::render::{self, ExecuteError, Observed, Plan, PlanError, Settings};
+use bedplate_model::deployment_selector::FindDeploymentError;
 use bedplate_model::record::{Deployment, DeploymentId, Record};
-use bedplate_model::{Content, RootDigest, Sha256, Tree, TreePath, layout};
+use bedplate_model::{Content, DeploymentSelector, RootDigest, Sha256, Tree, TreePath, layout};
 use bedplate_store::{Pin, ReadStoreError, RefsError, Store};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::mount::Access;
@@ -148,6 +149,22 @@ impl<'a> Machine<'a> {
             }
         }
         Err(MachineError::Unsettled)
+    }
+
+    /// Settles, and finds the deployment that a person named. The caller holds the lock.
+    pub(crate) fn settle_for<E>(
+        &self,
+        store: &Store,
+        which: &DeploymentSelector,
+    ) -> Result<(Record, Deployment), E>
+    where
+        E: From<MachineError> + From<FindDeploymentError>,
+    {
+        // The places are those that `status` shows: settling may change them, and forget what was meant.
+        let id = which.find(&self.record()?)?.id;
+        let record = self.settle(store, Gate::Unknown)?;
+        let found = DeploymentSelector::from(id).find(&record)?.clone();
+        Ok((record, found))
     }
 
     /// Looks at the boot partition, plans a change of it, and carries the plan out.

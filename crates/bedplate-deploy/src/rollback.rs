@@ -10,7 +10,9 @@
 //! Each deployment has its own /etc, so nothing is merged.
 
 use bedplate_boot::render;
-use bedplate_model::record::{Deployment, DeploymentId, Intent, State};
+use bedplate_model::DeploymentSelector;
+use bedplate_model::deployment_selector::FindDeploymentError;
+use bedplate_model::record::{Deployment, DeploymentId, Intent, Record, State};
 use bedplate_store::Store;
 
 use crate::finalize;
@@ -38,8 +40,8 @@ pub enum RollbackError {
     #[error("there is no previous deployment to roll back to")]
     NoPrevious,
     /// The wanted deployment is not there.
-    #[error("this machine has no deployment {0}")]
-    Unknown(DeploymentId),
+    #[error(transparent)]
+    Find(#[from] FindDeploymentError),
     /// The wanted deployment was never proven.
     #[error("deployment {id} is {state}, not proven")]
     NotProven {
@@ -55,39 +57,25 @@ pub enum RollbackError {
 
 impl Machine<'_> {
     /// Plans a rollback to a deployment, or to the previous one.
-    pub fn plan_rollback(&self, to: Option<DeploymentId>) -> Result<RollbackPlan, RollbackError> {
+    pub fn plan_rollback(
+        &self,
+        to: Option<&DeploymentSelector>,
+    ) -> Result<RollbackPlan, RollbackError> {
         let record = self.record()?;
-        let to = match to {
-            Some(id) => id,
-            None => settle::previous(&record).ok_or(RollbackError::NoPrevious)?,
-        };
-        let to = record.deployment(to).ok_or(RollbackError::Unknown(to))?;
-        if to.state != State::Proven {
-            return Err(RollbackError::NotProven {
-                id: to.id,
-                state: to.state,
-            });
-        }
-        if to.id == record.default {
-            return Err(RollbackError::Already(to.id));
-        }
-        Ok(RollbackPlan {
-            from: record.default,
-            to: to.clone(),
-            discards: finalize::staged(&record).map(|staged| staged.id),
-        })
+        plan(&record, wanted(&record, to)?)
     }
 
     /// Makes the previous proven deployment, or the given one, the next to boot.
     pub fn rollback(
         &self,
         store: &Store,
-        to: Option<DeploymentId>,
+        to: Option<&DeploymentSelector>,
     ) -> Result<RollbackPlan, RollbackError> {
         let _lock = self.lock()?;
-        self.settle(store, Gate::Unknown)?;
-        let plan = self.plan_rollback(to)?;
-        let mut record = self.record()?;
+        // The places are those that `status` shows: settling may change them.
+        let to = wanted(&self.record()?, to)?;
+        let mut record = self.settle(store, Gate::Unknown)?;
+        let plan = plan(&record, to)?;
         record.deployments.retain(|d| d.state != State::Staged);
         record.intent = Some(Intent::Select {
             deployment: plan.to.id,
@@ -99,4 +87,35 @@ impl Machine<'_> {
         self.settle(store, Gate::Unknown)?; // 3.
         Ok(plan)
     }
+}
+
+/// Returns the deployment that a person named, where they named one.
+fn wanted(
+    record: &Record,
+    to: Option<&DeploymentSelector>,
+) -> Result<Option<DeploymentId>, FindDeploymentError> {
+    to.map(|to| Ok(to.find(record)?.id)).transpose()
+}
+
+fn plan(record: &Record, to: Option<DeploymentId>) -> Result<RollbackPlan, RollbackError> {
+    let to = match to {
+        Some(id) => id,
+        None => settle::previous(record).ok_or(RollbackError::NoPrevious)?,
+    };
+    // Settling may have forgotten it.
+    let to = DeploymentSelector::from(to).find(record)?;
+    if to.state != State::Proven {
+        return Err(RollbackError::NotProven {
+            id: to.id,
+            state: to.state,
+        });
+    }
+    if to.id == record.default {
+        return Err(RollbackError::Already(to.id));
+    }
+    Ok(RollbackPlan {
+        from: record.default,
+        to: to.clone(),
+        discards: finalize::staged(record).map(|staged| staged.id),
+    })
 }

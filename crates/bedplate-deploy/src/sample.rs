@@ -1,7 +1,7 @@
 //! Records and deployments for tests.
 
 use bedplate_model::Sha256;
-use bedplate_model::record::{Deployment, DeploymentId, Record, State};
+use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
 
 /// Makes the id `nnnnnnnn`.
 pub(crate) fn id(digit: u8) -> DeploymentId {
@@ -31,6 +31,8 @@ pub(crate) fn deployment(digit: u8, state: State, base: Option<u8>) -> Deploymen
         failed_units: Vec::new(),
         created: 1_700_000_000,
         signature: None,
+        pinned: false,
+        other: OtherFields::new(),
     }
 }
 

@@ -190,14 +190,15 @@ pub fn previous(record: &Record) -> Option<DeploymentId> {
 
 /// Lists the deployments that nothing needs any more.
 ///
-/// Kept are: what runs, the default, what a rollback goes to, what is staged or on trial, every proven one
-/// while another is on trial, and a bad one while it is the newest, so that `status` can say why.
+/// Kept are: what runs, the default, what a rollback goes to, what is pinned, staged or on trial, every proven
+/// one while another is on trial, and a bad one while it is the newest, so that `status` can say why.
 pub fn superseded(record: &Record, booted: DeploymentId) -> Vec<DeploymentId> {
     let trial = record.deployments.iter().any(|d| d.state == State::Trial);
     let newest = record.deployments.iter().map(|d| d.sequence).max();
     let kept = [Some(booted), Some(record.default), previous(record)];
     let goes = |d: &&Deployment| {
         let needed = match d.state {
+            _ if d.pinned => true,
             State::Staged | State::Trial => true,
             State::Proven => trial,
             State::Bad => Some(d.sequence) == newest,
@@ -498,6 +499,22 @@ mod tests {
             [id(4)],
             "no proven one goes during a trial"
         );
+    }
+
+    #[test]
+    fn what_is_pinned_is_kept_whatever_its_state() {
+        let mut record = record();
+        for (digit, state) in [(2, State::Bad), (3, State::Proven), (4, State::Proven)] {
+            let newer = deployment(digit, state, Some(digit - 1));
+            record.deployments.insert(0, newer);
+        }
+        record.default = id(4);
+        assert_eq!(superseded(&record, id(4)), [id(2), id(1)]);
+        for pinned in [1, 2] {
+            record.deployment_mut(id(pinned)).unwrap().pinned = true;
+        }
+        assert_eq!(superseded(&record, id(4)), []);
+        assert_eq!(previous(&record), Some(id(3)), "pinning chooses nothing");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 
 use bedplate_model::human;
-use bedplate_model::record::{Deployment, DeploymentId, Record, State};
+use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
 use bedplate_model::{ImageName, RootDigest, Tree};
 use bedplate_store::diff::{Summary, SummaryError};
 use bedplate_store::{ReadStoreError, RefTarget, Store};
@@ -225,6 +225,8 @@ impl Machine<'_> {
             failed_units: Vec::new(),
             created: self.host.now,
             signature: target.signature.clone(),
+            pinned: false,
+            other: OtherFields::new(),
         };
         Ok(Prepared {
             deployment,

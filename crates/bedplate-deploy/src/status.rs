@@ -48,6 +48,8 @@ pub struct Status {
 /// One deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeploymentStatus {
+    /// Its place: 0 is the newest.
+    pub index: usize,
     /// Its id.
     pub id: DeploymentId,
     /// Where it came from.
@@ -78,6 +80,8 @@ pub struct DeploymentStatus {
     pub booted: bool,
     /// It boots next, unless something is staged.
     pub default: bool,
+    /// It stays until it is unpinned.
+    pub pinned: bool,
     /// How often the loader still tries it.
     pub tries_left: Option<u32>,
     /// What of its image's /etc gave way to local changes.
@@ -135,7 +139,9 @@ impl Machine<'_> {
             deployments: record
                 .deployments
                 .iter()
-                .map(|d| DeploymentStatus {
+                .enumerate()
+                .map(|(index, d)| DeploymentStatus {
+                    index,
                     id: d.id,
                     image: d.image.clone(),
                     version: d.version.clone(),
@@ -151,6 +157,7 @@ impl Machine<'_> {
                     created: d.created,
                     booted: d.id == booted.deployment,
                     default: d.id == record.default,
+                    pinned: d.pinned,
                     tries_left: observed.tries_left(d.id),
                     etc_conflicts: conflicts(d.id),
                 })

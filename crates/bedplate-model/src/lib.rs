@@ -18,6 +18,7 @@
 //! Invariant: this crate parses and prints. It does no input or output, reads no clock, and every
 //! type that can be built holds what its name says; there is no second check further in.
 
+pub mod deployment_selector;
 pub mod digest;
 pub mod format;
 pub mod human;
@@ -31,6 +32,7 @@ pub mod record;
 pub mod selector;
 pub mod tree;
 
+pub use deployment_selector::DeploymentSelector;
 pub use digest::{Algorithm, ErofsVersion, ObjectId, RootDigest, RuleSet, Sha256};
 pub use image::ImageName;
 pub use metadata::{Metadata, Timestamp, Xattrs};

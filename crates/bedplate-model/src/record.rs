@@ -24,6 +24,9 @@ pub const FORMAT: &str = "bedplate-record";
 /// The newest version of the record that this program knows.
 pub const VERSION: u32 = 1;
 
+/// Fields that this program does not know.
+pub type OtherFields = serde_json::Map<String, serde_json::Value>;
+
 /// The id of a deployment: eight hexadecimal digits, unique on its machine.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeploymentId(pub [u8; 4]);
@@ -130,6 +133,12 @@ pub struct Deployment {
     /// What checking a signature gave; `null` until a policy asks for one.
     #[serde(default)]
     pub signature: Option<serde_json::Value>,
+    /// It stays until it is unpinned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
+    /// What a newer program wrote: it is kept.
+    #[serde(flatten)]
+    pub other: OtherFields,
 }
 
 /// Why a deployment is not healthy.
@@ -190,6 +199,9 @@ pub struct Record {
     /// Versions that are not to be staged again.
     #[serde(default)]
     pub bad: Vec<BadVersion>,
+    /// What a newer program wrote: it is kept.
+    #[serde(flatten)]
+    pub other: OtherFields,
 }
 
 impl Record {
@@ -202,6 +214,7 @@ impl Record {
             deployments: vec![first],
             intent: None,
             bad: Vec::new(),
+            other: OtherFields::new(),
         }
     }
 
@@ -293,10 +306,10 @@ pub enum ParseRecordError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn deployment(id: u8, state: State) -> Deployment {
+    pub(crate) fn deployment(id: u8, state: State) -> Deployment {
         Deployment {
             id: DeploymentId([id; 4]),
             sequence: id.into(),
@@ -318,6 +331,8 @@ mod tests {
             failed_units: Vec::new(),
             created: 0,
             signature: None,
+            pinned: false,
+            other: OtherFields::new(),
         }
     }
 
@@ -362,6 +377,20 @@ mod tests {
             Record::parse(&record.to_json()),
             Err(ParseRecordError::NoDefault(_))
         ));
+    }
+
+    #[test]
+    fn what_a_newer_program_wrote_is_kept() {
+        let mut record = Record::new("uuid".into(), deployment(1, State::Proven));
+        assert_eq!(Record::parse(&record.to_json()).unwrap(), record);
+        record.other.insert("windows".into(), "nightly".into());
+        let deployment = &mut record.deployments[0];
+        deployment.other.insert("colour".into(), 7.into());
+        deployment.pinned = true;
+        let text = record.to_json();
+        let parsed = Record::parse(&text).unwrap();
+        assert_eq!(parsed, record);
+        assert_eq!(parsed.to_json(), text);
     }
 
     #[test]

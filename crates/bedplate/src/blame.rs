@@ -13,8 +13,10 @@ use bedplate_deploy::firmware::RegisterError;
 use bedplate_deploy::grow::GrowError;
 use bedplate_deploy::install::{ExecuteError, PlanError, TargetError};
 use bedplate_deploy::machine::MachineError;
+use bedplate_deploy::pin::PinError;
 use bedplate_deploy::rollback::RollbackError;
 use bedplate_deploy::stage::StageError;
+use bedplate_deploy::undeploy::UndeployError;
 use bedplate_model::image::ParseImageNameError;
 use bedplate_model::name::NameError;
 use bedplate_store::diff::SummaryError;
@@ -170,12 +172,17 @@ fn of_operation(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)
     if error.is::<PullError>() || error.is::<PushError>() {
         return say(Blame::Remote);
     }
+    if is_of_machine(error) {
+        return say(Blame::Host);
+    }
     if error.is::<BuildError>()
         || error.is::<ImportError>()
         || error.is::<WriteTarError>()
         || error.is::<PlanError>()
         || error.is::<StageError>()
         || error.is::<RollbackError>()
+        || error.is::<PinError>()
+        || error.is::<UndeployError>()
         || error.is::<SummaryError>()
     {
         return say(Blame::Usage);
@@ -200,6 +207,14 @@ fn of_operation(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)
         return say(Blame::Damage);
     }
     None
+}
+
+/// Returns whether a verb of the machine only passes on that the machine's state could not be used.
+fn is_of_machine(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(StageError::Machine(_)))
+        || matches!(error.downcast_ref(), Some(RollbackError::Machine(_)))
+        || matches!(error.downcast_ref(), Some(PinError::Machine(_)))
+        || matches!(error.downcast_ref(), Some(UndeployError::Machine(_)))
 }
 
 /// Sorts an error that is known here.
@@ -390,6 +405,27 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             Blame::Remote,
             "a newer version is staged by itself; --retry stages this one again",
         );
+    }
+    if let Some(PinError::Staged(_)) = error.downcast_ref() {
+        return say(Blame::Usage, "reboot into it, and pin it then");
+    }
+    if let Some(error) = error.downcast_ref::<UndeployError>() {
+        return match error {
+            UndeployError::Machine(_) | UndeployError::Find(_) => None,
+            UndeployError::Booted(_) => say(
+                Blame::Usage,
+                "boot another one first: `bedplate rollback`, and a reboot",
+            ),
+            UndeployError::Default(_) => say(
+                Blame::Usage,
+                "`bedplate rollback` makes another one boot next",
+            ),
+            UndeployError::FallBack { .. } => say(
+                Blame::Usage,
+                "wait until the trial is over; `bedplate rollback` ends it",
+            ),
+            UndeployError::Pinned(_) => say(Blame::Usage, "`bedplate unpin` lets it go"),
+        };
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(of_io(error));

@@ -4,8 +4,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use bedplate_build::lint::LINTS;
-use bedplate_model::record::DeploymentId;
-use bedplate_model::{ErofsVersion, ImageName, ImageSelector, human};
+use bedplate_model::{DeploymentSelector, ErofsVersion, ImageName, ImageSelector, human};
 use bedplate_transport::Recipe;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -108,6 +107,15 @@ pub(crate) enum Verb {
     Switch(Switch),
     /// Make the previous deployment boot next
     Rollback(Rollback),
+    /// Keep a deployment, whatever comes after it
+    Pin(Pin),
+    /// Let a deployment go once nothing else needs it, which may be at once
+    Unpin(Pin),
+    /// Remove a deployment; of one that is staged: cancel the upgrade
+    ///
+    /// What runs, what boots next, what boots when a trial fails, and what is pinned is refused. What `rollback`
+    /// would go to is not.
+    Undeploy(Undeploy),
     /// Say why this machine is not updating, or not on what it was asked for
     ///
     /// Asks the registry what is new there. The exit code is 1 where there is a reason.
@@ -568,15 +576,41 @@ pub(crate) struct Stage {
 
 #[derive(Debug, Args)]
 pub(crate) struct Rollback {
-    /// The deployment [default: the previous one]
-    #[arg(long, value_name = "ID")]
-    pub(crate) to: Option<DeploymentId>,
+    /// The deployment: its place in `status`, its id, or the first digits of that [default: the previous one]
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub(crate) to: Option<DeploymentSelector>,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Reboot at once
     #[arg(long, conflicts_with = "dry_run")]
     pub(crate) apply: bool,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pin {
+    /// The deployment: its place in `status`, its id, or the first digits of that
+    #[arg(value_name = "DEPLOYMENT")]
+    pub(crate) deployment: DeploymentSelector,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Undeploy {
+    /// The deployment: its place in `status`, its id, or the first digits of that
+    #[arg(value_name = "DEPLOYMENT")]
+    pub(crate) deployment: DeploymentSelector,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

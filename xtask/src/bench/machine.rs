@@ -12,7 +12,7 @@ use bedplate_boot::render::{self, Settings};
 use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot};
 use bedplate_deploy::{Machine, record_file};
-use bedplate_model::record::{Deployment, DeploymentId, Record, State};
+use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
 use bedplate_model::{RootDigest, Sha256, layout};
 use bedplate_sys::mount::Access;
 use serde_json::json;
@@ -61,6 +61,8 @@ impl MadeUp {
             failed_units: Vec::new(),
             created: 0,
             signature: None,
+            pinned: false,
+            other: OtherFields::new(),
         };
         let record = Record::new(
             "5d4f4c2e-7f0f-4a55-8b0c-2d0a57d7f3c1".to_owned(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::ENTRIES_KIND_TEXT;
 use crate::loader_conf::SECTOR;
+use bedplate_model::record::OtherFields;
 use sha2::Digest as _;
 
 /// A boot partition in memory that remembers each state a power cut could leave.
@@ -159,6 +160,8 @@ fn deployment(number: u8, state: State, base: Option<u8>) -> Deployment {
         failed_units: Vec::new(),
         created: 0,
         signature: None,
+        pinned: false,
+        other: OtherFields::new(),
     }
 }
 

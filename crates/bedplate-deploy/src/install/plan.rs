@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bedplate_boot::partition::BootPartition as _;
 use bedplate_boot::{kargs, render};
-use bedplate_model::record::{Deployment, Record, State};
+use bedplate_model::record::{Deployment, OtherFields, Record, State};
 use bedplate_model::{
     FileContent, ImageName, ImageSelector, ObjectId, RootDigest, Tree, human, tree,
 };
@@ -192,6 +192,8 @@ impl<'a> InstallPlan<'a> {
             failed_units: Vec::new(),
             created: options.now,
             signature: image.signature.clone(),
+            pinned: false,
+            other: OtherFields::new(),
         };
         let record = Record::new(options.identifiers.root.to_string(), deployment);
         let settings = render::Settings {

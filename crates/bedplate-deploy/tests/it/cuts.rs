@@ -149,6 +149,83 @@ fn an_interrupted_rollback_leaves_one_of_both() {
 }
 
 #[test]
+fn what_is_undeployed_is_there_or_gone() {
+    cut_everywhere(
+        || {
+            let mut machine = Simulated::proven();
+            upgrade(&mut machine, 2);
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+            machine
+        },
+        |machine| {
+            let first = FIRST.into();
+            machine.with(|m| m.undeploy(&machine.store, &first)).is_ok()
+        },
+        |mut machine, cut| {
+            let new = other(&machine).unwrap();
+            assert_eq!(machine.boot(), new);
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+            let gone = machine.record().deployment(FIRST).is_none();
+            assert!(gone || cut);
+            assert_eq!(machine.etc(FIRST).exists(), !gone);
+            assert_eq!(machine.entries().len(), if gone { 1 } else { 2 });
+            assert_eq!(machine.store.pins().unwrap().len(), machine.entries().len());
+            still_works(&mut machine, 3);
+        },
+    );
+}
+
+#[test]
+fn a_cancelled_upgrade_is_staged_or_gone() {
+    cut_everywhere(
+        || {
+            let machine = Simulated::proven();
+            stage(&machine, 2);
+            machine
+        },
+        |machine| {
+            let staged = other(machine).unwrap().into();
+            machine
+                .with(|m| m.undeploy(&machine.store, &staged))
+                .is_ok()
+        },
+        |mut machine, cut| {
+            let left = other(&machine).is_some();
+            assert!(!left || cut);
+            let done = machine.with(|m| m.finalize(&machine.store)).unwrap();
+            assert_eq!(done == Finalized::Nothing, !left);
+            machine.boot();
+            still_works(&mut machine, 3);
+        },
+    );
+}
+
+#[test]
+fn what_is_pinned_at_a_cut_is_pinned_or_not() {
+    cut_everywhere(
+        || {
+            let mut machine = Simulated::proven();
+            upgrade(&mut machine, 2);
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+            machine
+        },
+        |machine| {
+            let first = FIRST.into();
+            machine.with(|m| m.pin(&machine.store, &first)).is_ok()
+        },
+        |mut machine, cut| {
+            let pinned = machine.record().deployment(FIRST).unwrap().pinned;
+            assert!(pinned || cut);
+            machine.boot();
+            upgrade(&mut machine, 3);
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+            assert_eq!(machine.record().deployment(FIRST).is_some(), pinned);
+            still_works(&mut machine, 4);
+        },
+    );
+}
+
+#[test]
 fn an_interrupted_fallback_is_settled() {
     cut_everywhere(
         || {

@@ -107,6 +107,23 @@ fn a_rollback_swaps_and_a_second_one_swaps_back() {
 }
 
 #[test]
+fn a_deployment_is_found_by_its_place_and_by_what_its_id_begins_with() {
+    let mut machine = Simulated::proven();
+    let second = upgrade(&mut machine, 2);
+    machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+    let status = machine.with(|m| m.status()).unwrap();
+    let places: Vec<_> = status.deployments.iter().map(|d| (d.index, d.id)).collect();
+    assert_eq!(places, [(0, second), (1, FIRST)]);
+    let plan = |text: &str| machine.with(|m| m.plan_rollback(Some(&text.parse().unwrap())));
+    assert_eq!(plan("1").unwrap().to.id, FIRST);
+    assert_eq!(plan("111").unwrap().to.id, FIRST);
+    assert!(matches!(plan("0"), Err(RollbackError::Already(id)) if id == second));
+    let error = plan("7").unwrap_err();
+    assert!(matches!(error, RollbackError::Find(_)));
+    assert!(error.to_string().contains(&second.to_string()), "{error}");
+}
+
+#[test]
 fn a_rollback_gives_up_what_was_staged() {
     let mut machine = Simulated::proven();
     upgrade(&mut machine, 2);

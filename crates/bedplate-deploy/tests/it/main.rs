@@ -2,6 +2,7 @@
 //! at each write.
 
 mod cuts;
+mod deployments;
 mod health;
 mod install;
 mod life;

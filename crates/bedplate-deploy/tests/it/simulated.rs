@@ -20,7 +20,7 @@ use bedplate_deploy::bootable::Bootable;
 use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot, Writes};
 use bedplate_deploy::{Machine, record_file};
-use bedplate_model::record::{Deployment, DeploymentId, Record, State};
+use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
 use bedplate_model::{
     Content, FileContent, ImageName, Metadata, Node, RuleSet, Tree, TreePath, layout,
 };
@@ -172,6 +172,8 @@ impl Simulated {
             failed_units: Vec::new(),
             created: 0,
             signature: None,
+            pinned: false,
+            other: OtherFields::new(),
         };
         let record = Record::new("5d4f4c2e-7f0f-4a55-8b0c-2d0a57d7f3c1".into(), first);
         fs::write(

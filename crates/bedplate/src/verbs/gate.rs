@@ -90,7 +90,7 @@ pub(super) fn heal(host: &Host, context: &mut Context<'_>) -> anyhow::Result<Ans
                 context.out,
                 "restarting: it is tried again, or what was proven before boots"
             )?;
-            reboot(context)?;
+            reboot(context, false)?;
         }
         Healing::Stay(StayReason::Proven) => writeln!(
             context.out,

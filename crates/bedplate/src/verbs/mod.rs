@@ -22,6 +22,7 @@ mod lint;
 mod log;
 mod ls;
 mod mount;
+mod pin;
 mod pull;
 mod push;
 mod rollback;
@@ -29,6 +30,7 @@ mod serve;
 mod status;
 mod subject;
 mod tag;
+mod undeploy;
 mod upgrade;
 mod why;
 
@@ -67,6 +69,9 @@ pub(crate) fn run(verb: &Verb, context: &mut Context<'_>) -> anyhow::Result<Answ
         Verb::Upgrade(arguments) => upgrade::upgrade(arguments, context),
         Verb::Switch(arguments) => upgrade::switch(arguments, context),
         Verb::Rollback(arguments) => rollback::run(arguments, context),
+        Verb::Pin(arguments) => pin::pin(arguments, context),
+        Verb::Unpin(arguments) => pin::unpin(arguments, context),
+        Verb::Undeploy(arguments) => undeploy::run(arguments, context),
         Verb::Why(arguments) => why::run(arguments, context),
         Verb::Events(arguments) => events::run(arguments, context),
         Verb::Internal(arguments) => internal::run(arguments, context),

@@ -125,13 +125,17 @@ fn draw_deployment(
     if status.previous == Some(deployment.id) {
         words.push("rollback goes here".into());
     }
+    if deployment.pinned {
+        words.push("pinned".into());
+    }
     if let Some(tries) = deployment.tries_left {
         words.push(format!("{tries} tries left"));
     }
     let marker = if deployment.booted { '*' } else { ' ' };
     writeln!(
         out,
-        "{marker} {}  {}  ({})",
+        "{marker} {}  {}  {}  ({})",
+        deployment.index,
         deployment.id,
         deployment.title,
         words.join(", ")

@@ -149,7 +149,7 @@ fn stage(
         }
     }
     if stage.apply && staged.is_some() {
-        reboot(context)?;
+        reboot(context, stage.json)?;
     }
     Ok(Answer::Yes)
 }
@@ -175,9 +175,12 @@ fn draw_plan(context: &mut Context<'_>, plan: &UpgradePlan) -> anyhow::Result<()
     Ok(())
 }
 
-/// Asks the service manager for a reboot: staged work is finalized on the way down.
-pub(super) fn reboot(context: &mut Context<'_>) -> anyhow::Result<()> {
-    writeln!(context.out, "rebooting")?;
+/// Asks the service manager for a reboot: staged work is finalized on the way down. Says so, unless what is
+/// printed is for programs.
+pub(super) fn reboot(context: &mut Context<'_>, json: bool) -> anyhow::Result<()> {
+    if !json {
+        writeln!(context.out, "rebooting")?;
+    }
     context.out.flush()?;
     let status = std::process::Command::new("systemctl")
         .arg("reboot")

@@ -55,6 +55,11 @@ fn each_failure_has_the_exit_code_of_who_must_act() {
         ),
         ("status", 2, &["not booted by bedplate"]),
         ("upgrade", 2, &["not booted by bedplate"]),
+        ("rollback --to 1", 2, &["not booted by bedplate"]),
+        ("rollback --to 1f", 2, &["`1f`", "0 is the newest"]),
+        ("pin 0", 2, &["not booted by bedplate"]),
+        ("unpin a6d22225", 2, &["not booted by bedplate"]),
+        ("undeploy a6d --dry-run", 2, &["not booted by bedplate"]),
         (
             "build --rootfs tree -t os:v2 --init tree/etc/motd",
             2,
