@@ -85,7 +85,7 @@ impl Cmdline {
 }
 
 /// The kernel takes `-` and `_` for one another in names.
-fn same_key(one: &str, other: &str) -> bool {
+pub(crate) fn same_key(one: &str, other: &str) -> bool {
     one.len() == other.len()
         && one
             .bytes()

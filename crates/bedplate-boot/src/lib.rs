@@ -7,6 +7,7 @@
 //! modules + bedplate-init ─→ initramfs           what the loader loads
 //! command line ─→ cmdline ─→ BootArguments       what early boot is told
 //! kargs.d of an image ─→ kargs                   what goes onto the command line
+//! local changes of it ─→ local_kargs              and what this machine changes of that
 //! boot options found ─→ firmware                 what starts the loader, and starts it again
 //! ```
 //!
@@ -19,6 +20,7 @@ pub mod firmware;
 pub mod initramfs;
 pub mod kargs;
 pub mod loader_conf;
+pub mod local_kargs;
 pub mod partition;
 pub mod render;
 

@@ -80,14 +80,19 @@ impl Bootable {
             loader: file(layout::SYSTEMD_BOOT)?,
             title: says.title().to_owned(),
             version: says.version().map(str::to_owned),
-            kargs: kargs::of_image(tree, ARCHITECTURE, &mut |_, content| {
-                store
-                    .read_small(content, kargs::FILE_MAX)
-                    .map_err(std::io::Error::other)
-            })?,
+            kargs: image_kargs(store, tree)?,
             release,
         })
     }
+}
+
+/// Reads the kernel arguments that an image brings.
+pub(crate) fn image_kargs(store: &Store, tree: &Tree) -> Result<Vec<String>, ImageKargsError> {
+    kargs::of_image(tree, ARCHITECTURE, &mut |_, content| {
+        store
+            .read_small(content, kargs::FILE_MAX)
+            .map_err(std::io::Error::other)
+    })
 }
 
 /// Reads what an image says about itself; one that says nothing is a Linux without a version.

@@ -135,6 +135,7 @@ pub fn changes(old: &Record, new: &Record, actor: &Actor, now: i64) -> Vec<Event
             tell(what, after, after.reason.as_ref());
         }
         if let Some(failure) = &after.failure
+            && after.state != State::Bad // that was told
             && before.is_some_and(|before| before.failure.is_none())
         {
             tell(What::Unhealthy, after, Some(&failure.reason));

@@ -14,6 +14,7 @@
 //! | [`machine`] | the record, what was booted and the boot partition brought together |
 //! | [`settle`] | the decision what to do next, as a pure function |
 //! | [`stage`], [`finalize`], [`rollback`], [`pin`], [`undeploy`], [`status`] | the verbs |
+//! | [`kargs`] | kernel arguments, and changing them |
 //! | [`health`] | the gate between trial and proven, and healing |
 //! | [`config`] | `machine.toml` |
 //! | [`events`] | the audit log |
@@ -37,6 +38,7 @@ pub mod grow;
 pub mod health;
 pub mod host;
 pub mod install;
+pub mod kargs;
 pub mod machine;
 pub mod pin;
 pub mod record_file;

@@ -31,6 +31,7 @@ pub(crate) fn deployment(digit: u8, state: State, base: Option<u8>) -> Deploymen
         failed_units: Vec::new(),
         created: 1_700_000_000,
         signature: None,
+        local_kargs: None,
         pinned: false,
         other: OtherFields::new(),
     }

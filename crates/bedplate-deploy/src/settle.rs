@@ -14,6 +14,7 @@
 
 use bedplate_boot::entry::EntryName;
 use bedplate_boot::render::{self, Observed, Plan, PlanError, Settings};
+use bedplate_model::RootDigest;
 use bedplate_model::record::{
     BadVersion, Deployment, DeploymentId, Failure, Intent, Record, State,
 };
@@ -240,11 +241,20 @@ pub fn recorded(record: &Record, step: &Step, now: i64) -> Record {
             failure,
         } => {
             let other = fallback(&new);
+            let proven: Vec<RootDigest> = new
+                .deployments
+                .iter()
+                .filter(|d| d.state == State::Proven)
+                .map(|d| d.root)
+                .collect();
             if let Some(bad) = new.deployment_mut(*deployment) {
                 bad.state = State::Bad;
                 bad.reason = Some(failure.reason.clone());
-                bad.failure = None; // it is among the bad versions from now on
-                if let Some(manifest) = bad.manifest {
+                if proven.contains(&bad.root) {
+                    // The version is good: its kernel arguments were what was tried.
+                    bad.failure = Some(failure.clone());
+                } else if let Some(manifest) = bad.manifest {
+                    bad.failure = None; // it is among the bad versions from now on
                     new.bad.retain(|known| known.manifest != manifest);
                     new.bad.push(BadVersion {
                         manifest,

@@ -12,15 +12,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 
+use bedplate_boot::local_kargs;
 use bedplate_model::human;
-use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
-use bedplate_model::{ImageName, RootDigest, Tree};
+use bedplate_model::record::{Deployment, DeploymentId, LocalKargs, OtherFields, Record, State};
+use bedplate_model::{ImageName, RootDigest};
 use bedplate_store::diff::{Summary, SummaryError};
 use bedplate_store::{ReadStoreError, RefTarget, Store};
 use bedplate_sys::mount::Access;
 use bedplate_sys::space;
 
-use crate::bootable::{Bootable, BootableError};
+use crate::bootable::{self, Bootable, BootableError};
 use crate::etc::Conflict;
 use crate::finalize::{MergeEtcError, staged};
 use crate::machine::{Machine, MachineError};
@@ -137,7 +138,7 @@ impl Machine<'_> {
         if already(&record, staging).is_some() {
             return Ok(None);
         }
-        let prepared = self.prepare(store, &record, staging)?;
+        let prepared = self.prepare(store, &record, staging, None)?;
         let from = next(&record).clone();
         let summary = bedplate_store::diff::summary(
             store,
@@ -164,25 +165,37 @@ impl Machine<'_> {
     /// Stages an image: it becomes the next to boot when the machine shuts down.
     pub fn stage(&self, store: &Store, staging: &Staging<'_>) -> Result<Staged, StageError> {
         let _lock = self.lock()?;
-        let mut record = self.settle(store, Gate::Unknown)?;
+        let record = self.settle(store, Gate::Unknown)?;
         if let Some(known) = already(&record, staging) {
             return Ok(Staged::Already(Box::new(known.clone())));
         }
-        let prepared = self.prepare(store, &record, staging)?;
-        self.hold(store, &prepared.deployment)?; // 1. gc leaves it alone …
-        record.deployments.retain(|d| d.state != State::Staged);
-        record.deployments.insert(0, prepared.deployment.clone());
-        self.write(&record)?; // 2. … before it is staged …
-        self.sweep(store, &record)?; // 3. … and what it replaces is given up.
+        let prepared = self.prepare(store, &record, staging, None)?;
+        self.put_in_place(store, record, &prepared.deployment)?;
         Ok(Staged::New(Box::new(prepared.deployment)))
     }
 
-    /// Reads what boots the image and checks that it can be staged.
-    fn prepare(
+    /// Makes a prepared deployment the one that is staged. The caller holds the lock.
+    pub(crate) fn put_in_place(
+        &self,
+        store: &Store,
+        mut record: Record,
+        deployment: &Deployment,
+    ) -> Result<(), MachineError> {
+        self.hold(store, deployment)?; // 1. gc leaves it alone …
+        record.deployments.retain(|d| d.state != State::Staged);
+        record.deployments.insert(0, deployment.clone());
+        self.write(&record)?; // 2. … before it is staged …
+        self.sweep(store, &record) // 3. … and what it replaces is given up.
+    }
+
+    /// Reads what boots the image and checks that it can be staged. Without `local` it has the arguments that are
+    /// set on this machine now: those of what is staged, which it replaces, else of what runs.
+    pub(crate) fn prepare(
         &self,
         store: &Store,
         record: &Record,
         staging: &Staging<'_>,
+        local: Option<LocalKargs>,
     ) -> Result<Prepared, StageError> {
         let target = staging.target;
         let bad = record
@@ -206,6 +219,7 @@ impl Machine<'_> {
         let base = record
             .deployment(self.booted().deployment)
             .unwrap_or_else(|| next(record));
+        let local = local.unwrap_or_else(|| local_kargs(store, staged(record).unwrap_or(base)));
         let deployment = Deployment {
             id: new_id(record),
             sequence: record.next_sequence(),
@@ -217,7 +231,8 @@ impl Machine<'_> {
             kernel: bootable.release,
             vmlinuz: bootable.vmlinuz.sha256,
             initramfs: bootable.initramfs.sha256,
-            kargs: kargs(&bootable.kargs, &local_kargs(store, base)),
+            kargs: local_kargs::apply(&bootable.kargs, &local),
+            local_kargs: Some(local),
             state: State::Staged,
             reason: None,
             base: Some(base.id),
@@ -272,20 +287,22 @@ impl Machine<'_> {
     }
 }
 
-struct Prepared {
-    deployment: Deployment,
+/// A deployment that can be staged.
+pub(crate) struct Prepared {
+    pub(crate) deployment: Deployment,
     boot_bytes: u64,
 }
 
 /// Returns what boots next when nothing is staged.
-fn next(record: &Record) -> &Deployment {
+pub(crate) fn next(record: &Record) -> &Deployment {
     // A record's default is one of its deployments: its parser checks that.
     record
         .deployment(record.default)
         .unwrap_or(&record.deployments[0])
 }
 
-/// Finds out whether an image is what will boot next, or what is staged, already.
+/// Finds out whether an image is what will boot next, or what is staged, already. Its arguments are right then:
+/// they are this machine's, or what somebody went back to.
 fn already<'r>(record: &'r Record, staging: &Staging<'_>) -> Option<&'r Deployment> {
     let newest = staged(record).unwrap_or_else(|| next(record));
     let same = newest.root == staging.target.root && newest.image == *staging.image;
@@ -303,11 +320,13 @@ fn new_id(record: &Record) -> DeploymentId {
     }
 }
 
-/// Returns the arguments that a deployment has besides those of its image: what was set on this machine.
-fn local_kargs(store: &Store, deployment: &Deployment) -> Vec<String> {
+/// Returns what of a deployment's arguments was set on this machine.
+pub(crate) fn local_kargs(store: &Store, deployment: &Deployment) -> LocalKargs {
+    if let Some(local) = &deployment.local_kargs {
+        return local.clone();
+    }
     let read = |root: &RootDigest| -> Option<Vec<String>> {
-        let tree: Tree = store.tree(root).ok()?;
-        Some(Bootable::read(store, &tree).ok()?.kargs)
+        bootable::image_kargs(store, &store.tree(root).ok()?).ok()
     };
     // Where the old image cannot be read any more, keeping an argument too many is the safe mistake.
     let mut of_image: BTreeMap<String, usize> = BTreeMap::new();
@@ -321,10 +340,8 @@ fn local_kargs(store: &Store, deployment: &Deployment) -> Vec<String> {
         }
         Some(_) | None => true,
     };
-    deployment.kargs.iter().filter(local).cloned().collect()
-}
-
-/// Joins an image's arguments and local ones, which come last and so count.
-fn kargs(image: &[String], local: &[String]) -> Vec<String> {
-    image.iter().chain(local).cloned().collect()
+    LocalKargs {
+        append: deployment.kargs.iter().filter(local).cloned().collect(),
+        delete: Vec::new(),
+    }
 }

@@ -115,6 +115,10 @@ pub struct Deployment {
     pub initramfs: Sha256,
     /// Kernel arguments besides those that name the root and the deployment.
     pub kargs: Vec<String>,
+    /// What of them was set on this machine; `None` where an older program made the deployment, and they are what
+    /// the image does not have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_kargs: Option<LocalKargs>,
     /// Its state.
     pub state: State,
     /// Why it is in this state, where there is something to say.
@@ -139,6 +143,17 @@ pub struct Deployment {
     /// What a newer program wrote: it is kept.
     #[serde(flatten)]
     pub other: OtherFields,
+}
+
+/// Kernel arguments that were set on a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalKargs {
+    /// Arguments that come after those of the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub append: Vec<String>,
+    /// Which arguments of images this machine does not want: whole ones, or keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delete: Vec<String>,
 }
 
 /// Why a deployment is not healthy.
@@ -324,6 +339,7 @@ pub(crate) mod tests {
             vmlinuz: Sha256([2; 32]),
             initramfs: Sha256([3; 32]),
             kargs: vec!["quiet".into()],
+            local_kargs: Some(LocalKargs::default()),
             state,
             reason: None,
             base: None,

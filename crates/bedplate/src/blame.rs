@@ -12,6 +12,7 @@ use bedplate_build::kernel::KernelError;
 use bedplate_deploy::firmware::RegisterError;
 use bedplate_deploy::grow::GrowError;
 use bedplate_deploy::install::{ExecuteError, PlanError, TargetError};
+use bedplate_deploy::kargs::{EditError, KargsError};
 use bedplate_deploy::machine::MachineError;
 use bedplate_deploy::pin::PinError;
 use bedplate_deploy::rollback::RollbackError;
@@ -163,6 +164,14 @@ fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stat
     if let Some(BuildError::Kernel(error)) = error.downcast_ref() {
         return Some(error);
     }
+    if let Some(error) = error.downcast_ref::<KargsError>() {
+        return match error {
+            KargsError::Store(error) => Some(error),
+            KargsError::Edit(error) => Some(error),
+            KargsError::Stage(error) => Some(error),
+            KargsError::Machine(_) | KargsError::Image(_) | KargsError::Long(_) => None,
+        };
+    }
     None
 }
 
@@ -182,6 +191,7 @@ fn of_operation(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)
         || error.is::<StageError>()
         || error.is::<RollbackError>()
         || error.is::<PinError>()
+        || error.is::<KargsError>()
         || error.is::<UndeployError>()
         || error.is::<SummaryError>()
     {
@@ -214,6 +224,10 @@ fn is_of_machine(error: &(dyn Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(StageError::Machine(_)))
         || matches!(error.downcast_ref(), Some(RollbackError::Machine(_)))
         || matches!(error.downcast_ref(), Some(PinError::Machine(_)))
+        || matches!(
+            error.downcast_ref(),
+            Some(KargsError::Machine(_) | KargsError::Stage(StageError::Machine(_)))
+        )
         || matches!(error.downcast_ref(), Some(UndeployError::Machine(_)))
 }
 
@@ -405,6 +419,32 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             Blame::Remote,
             "a newer version is staged by itself; --retry stages this one again",
         );
+    }
+    if let Some(StageError::Space { .. }) = error.downcast_ref() {
+        return say(
+            Blame::Host,
+            "`bedplate status` lists deployments; `bedplate undeploy` removes one, with its kernel, and \
+             `bedplate gc` removes what no name reaches",
+        );
+    }
+    if let Some(error) = error.downcast_ref::<EditError>() {
+        return match error {
+            EditError::Argument(_) => say(
+                Blame::Usage,
+                "an argument is one word; white space in a value stands in double quotes",
+            ),
+            EditError::Owned(_) => say(
+                Blame::Usage,
+                "for one boot, the loader's menu takes other arguments (`e`)",
+            ),
+            EditError::NoValue(_)
+            | EditError::Missing(_)
+            | EditError::Ambiguous { .. }
+            | EditError::Several { .. } => say(
+                Blame::Usage,
+                "`bedplate kargs` lists them; --delete ARG and --append ARG change one exactly",
+            ),
+        };
     }
     if let Some(PinError::Staged(_)) = error.downcast_ref() {
         return say(Blame::Usage, "reboot into it, and pin it then");

@@ -116,6 +116,12 @@ pub(crate) enum Verb {
     /// What runs, what boots next, what boots when a trial fails, and what is pinned is refused. What `rollback`
     /// would go to is not.
     Undeploy(Undeploy),
+    /// Show or change the kernel arguments of what boots next
+    ///
+    /// A change is staged as an upgrade is: it boots at the next reboot, on trial, and gives way when the machine
+    /// does not become healthy with it. Deletions are done first, then replacements. What is deleted of an image
+    /// stays deleted in later ones; `undeploy` of what is staged takes a change back.
+    Kargs(Kargs),
     /// Say why this machine is not updating, or not on what it was asked for
     ///
     /// Asks the registry what is new there. The exit code is 1 where there is a reason.
@@ -134,6 +140,10 @@ impl Verb {
             Self::Upgrade(_) => "upgrade",
             Self::Switch(_) => "switch",
             Self::Rollback(_) => "rollback",
+            Self::Pin(_) => "pin",
+            Self::Unpin(_) => "unpin",
+            Self::Undeploy(_) => "undeploy",
+            Self::Kargs(_) => "kargs",
             Self::Internal(Internal::Finalize) => "finalize",
             Self::Internal(Internal::Prove | Internal::Check | Internal::Heal) => "health gate",
             _ => "bedplate",
@@ -608,6 +618,28 @@ pub(crate) struct Undeploy {
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Print a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kargs {
+    /// Add an argument, after all others
+    #[arg(long, value_name = "ARG")]
+    pub(crate) append: Vec<String>,
+    /// Take an argument away; a KEY takes all of that key
+    #[arg(long, value_name = "ARG|KEY")]
+    pub(crate) delete: Vec<String>,
+    /// Give the one argument of a key another value
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) replace: Vec<String>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Reboot at once when something was staged
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) apply: bool,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,

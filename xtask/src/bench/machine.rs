@@ -61,6 +61,7 @@ impl MadeUp {
             failed_units: Vec::new(),
             created: 0,
             signature: None,
+            local_kargs: None,
             pinned: false,
             other: OtherFields::new(),
         };

@@ -390,15 +390,33 @@ pub fn command_line(
             argument: bedplate_model::name::shown(argument.as_bytes()),
         });
     }
-    let root = BootRoot::new(&deployment.root, settings.unsealed_allowed);
-    let mut line = Cmdline::from_words([format!("panic={}", settings.panic)]);
-    for argument in &deployment.kargs {
-        line.push(argument);
+    let own = OwnArguments::new(record, deployment, settings);
+    let words = [own.first, deployment.kargs.clone(), own.last];
+    Ok(Cmdline::from_words(words.into_iter().flatten()))
+}
+
+/// The arguments of a command line that come from neither image nor machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnArguments {
+    /// Those that others may change: they come before them.
+    pub first: Vec<String>,
+    /// Those that name root and deployment: they come last.
+    pub last: Vec<String>,
+}
+
+impl OwnArguments {
+    /// Returns those of a deployment.
+    pub fn new(record: &Record, deployment: &Deployment, settings: &Settings) -> Self {
+        let root = BootRoot::new(&deployment.root, settings.unsealed_allowed);
+        Self {
+            first: vec![format!("panic={}", settings.panic)],
+            last: vec![
+                format!("{}=UUID={}", cmdline::ROOT, record.root_uuid),
+                format!("{}={}", cmdline::DEPLOYMENT, deployment.id),
+                format!("{}={root}", cmdline::ROOT_DIGEST),
+            ],
+        }
     }
-    line.push(format!("{}=UUID={}", cmdline::ROOT, record.root_uuid));
-    line.push(format!("{}={}", cmdline::DEPLOYMENT, deployment.id));
-    line.push(format!("{}={root}", cmdline::ROOT_DIGEST));
-    Ok(line)
 }
 
 /// Returns the name of a deployment's kernel in [`FILES`].

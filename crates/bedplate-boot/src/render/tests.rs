@@ -160,6 +160,7 @@ fn deployment(number: u8, state: State, base: Option<u8>) -> Deployment {
         failed_units: Vec::new(),
         created: 0,
         signature: None,
+        local_kargs: None,
         pinned: false,
         other: OtherFields::new(),
     }

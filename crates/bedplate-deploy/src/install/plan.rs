@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bedplate_boot::partition::BootPartition as _;
 use bedplate_boot::{kargs, render};
-use bedplate_model::record::{Deployment, OtherFields, Record, State};
+use bedplate_model::record::{Deployment, LocalKargs, OtherFields, Record, State};
 use bedplate_model::{
     FileContent, ImageName, ImageSelector, ObjectId, RootDigest, Tree, human, tree,
 };
@@ -192,6 +192,10 @@ impl<'a> InstallPlan<'a> {
             failed_units: Vec::new(),
             created: options.now,
             signature: image.signature.clone(),
+            local_kargs: Some(LocalKargs {
+                append: options.kargs.clone(),
+                delete: Vec::new(),
+            }),
             pinned: false,
             other: OtherFields::new(),
         };

@@ -1,9 +1,11 @@
 //! The power is cut at each write of each verb: the machine boots the old system or the new one, and
 //! whatever was interrupted is completed or undone by the next verb.
 
+use bedplate_boot::local_kargs::Edit;
 use bedplate_deploy::{Finalized, Staging};
 use bedplate_model::record::{DeploymentId, State};
 
+use crate::kargs::change;
 use crate::life::{stage, upgrade};
 use crate::simulated::{FIRST, Simulated, name};
 
@@ -143,6 +145,33 @@ fn an_interrupted_rollback_leaves_one_of_both() {
             machine.with(|m| m.prove(&machine.store, &[])).unwrap();
             assert_eq!(machine.record().default, booted);
             assert_eq!(machine.record().intent, None);
+            still_works(&mut machine, 3);
+        },
+    );
+}
+
+#[test]
+fn other_arguments_are_staged_or_not() {
+    let edit = || Edit {
+        append: vec!["debug".into()],
+        ..Edit::default()
+    };
+    cut_everywhere(
+        Simulated::proven,
+        |machine| {
+            machine
+                .with(|m| m.change_kargs(&machine.store, &edit()))
+                .is_ok()
+        },
+        |mut machine, cut| {
+            assert!(cut || other(&machine).is_some());
+            assert_eq!(machine.boot(), FIRST);
+            if other(&machine).is_none() {
+                change(&machine, &edit());
+            }
+            machine.with(|m| m.finalize(&machine.store)).unwrap();
+            let new = machine.boot();
+            assert_eq!(machine.record().deployment(new).unwrap().kargs.len(), 3);
             still_works(&mut machine, 3);
         },
     );

@@ -5,5 +5,6 @@ mod cuts;
 mod deployments;
 mod health;
 mod install;
+mod kargs;
 mod life;
 mod simulated;

@@ -172,6 +172,7 @@ impl Simulated {
             failed_units: Vec::new(),
             created: 0,
             signature: None,
+            local_kargs: None,
             pinned: false,
             other: OtherFields::new(),
         };

@@ -18,6 +18,7 @@ mod import;
 mod inspect;
 mod install;
 mod internal;
+mod kargs;
 mod lint;
 mod log;
 mod ls;
@@ -72,6 +73,7 @@ pub(crate) fn run(verb: &Verb, context: &mut Context<'_>) -> anyhow::Result<Answ
         Verb::Pin(arguments) => pin::pin(arguments, context),
         Verb::Unpin(arguments) => pin::unpin(arguments, context),
         Verb::Undeploy(arguments) => undeploy::run(arguments, context),
+        Verb::Kargs(arguments) => kargs::run(arguments, context),
         Verb::Why(arguments) => why::run(arguments, context),
         Verb::Events(arguments) => events::run(arguments, context),
         Verb::Internal(arguments) => internal::run(arguments, context),

@@ -57,6 +57,8 @@ fn each_failure_has_the_exit_code_of_who_must_act() {
         ("upgrade", 2, &["not booted by bedplate"]),
         ("rollback --to 1", 2, &["not booted by bedplate"]),
         ("rollback --to 1f", 2, &["`1f`", "0 is the newest"]),
+        ("kargs", 2, &["not booted by bedplate"]),
+        ("kargs --append debug --dry-run --apply", 2, &["--apply"]),
         ("pin 0", 2, &["not booted by bedplate"]),
         ("unpin a6d22225", 2, &["not booted by bedplate"]),
         ("undeploy a6d --dry-run", 2, &["not booted by bedplate"]),
