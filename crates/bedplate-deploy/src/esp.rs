@@ -152,10 +152,10 @@ impl BootAccess for RootDisk {
         let mounted = Mounted {
             files: DirectoryPartition::new(&self.at),
         };
-        let free = space::space(File::open(&self.at)?)?.available;
+        let space = space::space(File::open(&self.at)?)?;
         Ok(OpenBoot {
             partition: Box::new(mounted),
-            free,
+            space,
         })
     }
 }
@@ -224,7 +224,7 @@ impl BootAccess for Directory {
     fn open(&self, _: Access) -> io::Result<OpenBoot> {
         Ok(OpenBoot {
             partition: Box::new(DirectoryPartition::new(&self.0)),
-            free: space::space(File::open(&self.0)?)?.available,
+            space: space::space(File::open(&self.0)?)?,
         })
     }
 }

@@ -17,10 +17,14 @@ use bedplate_boot::render::Settings;
 use bedplate_model::layout;
 use bedplate_sys::mount::{self, Access};
 use bedplate_sys::namespace;
+use bedplate_sys::space::Space;
 
 use crate::config::Config;
 use crate::esp::RootDisk;
 use crate::events::Actor;
+
+/// The first watchdog, in sysfs.
+const WATCHDOG: &str = "/sys/class/watchdog/watchdog0";
 
 /// What a verb takes from the machine that it works on.
 pub struct Host {
@@ -36,6 +40,8 @@ pub struct Host {
     pub settings: Settings,
     /// How to reach the boot partition.
     pub boot: Box<dyn BootAccess>,
+    /// What is there where the hardware has a watchdog.
+    pub watchdog: PathBuf,
     /// Who is told of each write to the root before it happens, and may refuse it.
     pub writes: Box<dyn Writes>,
 }
@@ -60,14 +66,14 @@ pub trait BootAccess {
 pub struct OpenBoot {
     /// Its files.
     pub partition: Box<dyn BootPartition>,
-    /// The bytes that can still be written to it.
-    pub free: u64,
+    /// Its size, and the bytes that can still be written to it.
+    pub space: Space,
 }
 
 impl std::fmt::Debug for OpenBoot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OpenBoot")
-            .field("free", &self.free)
+            .field("space", &self.space)
             .finish_non_exhaustive()
     }
 }
@@ -101,6 +107,7 @@ impl Host {
                 ..Settings::default()
             },
             boot: Box::new(RootDisk::of(Path::new(layout::SYSROOT))),
+            watchdog: WATCHDOG.into(),
             writes: Box::new(()),
         }
     }

@@ -22,7 +22,8 @@ use bedplate_model::{Content, DeploymentSelector, RootDigest, Sha256, Tree, Tree
 use bedplate_store::{Pin, ReadStoreError, RefsError, Store};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::mount::Access;
-use bedplate_sys::{durable, files};
+use bedplate_sys::space::Space;
+use bedplate_sys::{durable, files, space};
 use serde::Deserialize;
 
 use crate::bootable::{Bootable, BootableError};
@@ -184,14 +185,22 @@ impl<'a> Machine<'a> {
         execute(store, record, &plan, &mut *boot.partition)
     }
 
-    /// Looks at the boot partition without changing it.
-    pub(crate) fn observe_boot(&self) -> Result<Observed, MachineError> {
+    /// Looks at the boot partition without changing it, and how much room it has.
+    pub(crate) fn observe_boot(&self) -> Result<(Observed, Space), MachineError> {
         let boot = self
             .host
             .boot
             .open(Access::ReadOnly)
             .map_err(MachineError::OpenBoot)?;
-        render::observe(&*boot.partition).map_err(MachineError::OpenBoot)
+        let observed = render::observe(&*boot.partition).map_err(MachineError::OpenBoot)?;
+        Ok((observed, boot.space))
+    }
+
+    /// Returns how much room the root has.
+    pub(crate) fn room(&self) -> Result<Space, MachineError> {
+        File::open(&self.host.root)
+            .and_then(space::space)
+            .map_err(MachineError::Room)
     }
 
     /// Replaces the record.
@@ -432,6 +441,9 @@ pub enum MachineError {
         /// Why not.
         source: io::Error,
     },
+    /// How much room there is cannot be found out.
+    #[error("cannot ask how much room the root has")]
+    Room(#[source] io::Error),
     /// The summary of the state cannot be read or written.
     #[error("cannot read or write the summary {}", path.display())]
     Summary {

@@ -9,8 +9,6 @@
 //! boot files are readable, and there was room for them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
 
 use bedplate_boot::local_kargs;
 use bedplate_model::human;
@@ -19,7 +17,6 @@ use bedplate_model::{ImageName, RootDigest};
 use bedplate_store::diff::{Summary, SummaryError};
 use bedplate_store::{ReadStoreError, RefTarget, Store};
 use bedplate_sys::mount::Access;
-use bedplate_sys::space;
 
 use crate::bootable::{self, Bootable, BootableError};
 use crate::etc::Conflict;
@@ -104,9 +101,6 @@ pub enum StageError {
         /// What is needed.
         needed: u64,
     },
-    /// How much room there is cannot be found out.
-    #[error("cannot ask how much room the root has")]
-    Room(#[source] io::Error),
     /// /etc could not be compared.
     #[error("cannot compare /etc")]
     Etc(#[source] Box<MergeEtcError>),
@@ -278,10 +272,12 @@ impl Machine<'_> {
             }
             Ok(())
         };
-        room("the boot partition", boot.free, needed + BOOT_MARGIN)?;
-        let root = File::open(&self.host.root)
-            .and_then(space::space)
-            .map_err(StageError::Room)?;
+        room(
+            "the boot partition",
+            boot.space.available,
+            needed + BOOT_MARGIN,
+        )?;
+        let root = self.room()?;
         room("the root", root.available, ROOT_MARGIN)?;
         Ok(needed)
     }

@@ -11,6 +11,7 @@ use bedplate_boot::render::Observed;
 use bedplate_model::record::{BadVersion, DeploymentId, Failure, Record, State};
 use bedplate_model::{ImageName, RootDigest, Sha256};
 use bedplate_sys::durable;
+use bedplate_sys::space::Space;
 use serde::{Deserialize, Serialize};
 
 use crate::etc::Conflict;
@@ -43,6 +44,30 @@ pub struct Status {
     pub interrupted: bool,
     /// Which links of trust hold.
     pub trust: Trust,
+    /// How full the root is, which has the store, every /etc and /var.
+    pub root: Room,
+    /// How full the boot partition is.
+    pub boot: Room,
+    /// The hardware can restart a machine that hangs.
+    pub watchdog: bool,
+}
+
+/// How full a file system is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Bytes that can still be written.
+    pub free: u64,
+    /// All of its bytes.
+    pub size: u64,
+}
+
+impl From<Space> for Room {
+    fn from(space: Space) -> Self {
+        Self {
+            free: space.available,
+            size: space.total,
+        }
+    }
 }
 
 /// One deployment.
@@ -103,8 +128,9 @@ impl Machine<'_> {
     /// Reads the machine's state. The boot partition, and so the tries left, only root can read.
     pub fn status(&self) -> Result<Status, MachineError> {
         let record = self.record()?;
-        let observed = self.observe_boot()?;
-        Ok(self.describe(&record, &observed))
+        let (observed, boot) = self.observe_boot()?;
+        let rooms = (self.room()?.into(), boot.into());
+        Ok(self.describe(&record, &observed, rooms))
     }
 
     /// Writes the summary that everyone may read.
@@ -124,7 +150,7 @@ impl Machine<'_> {
         Ok(status)
     }
 
-    fn describe(&self, record: &Record, observed: &Observed) -> Status {
+    fn describe(&self, record: &Record, observed: &Observed, (root, boot): (Room, Room)) -> Status {
         let booted: &Booted = self.booted();
         let conflicts = |id| {
             let bytes = fs::read(self.home(id).join(CONFLICTS_FILE)).unwrap_or_default();
@@ -170,6 +196,9 @@ impl Machine<'_> {
                 objects: booted.verity.clone(),
                 signature: runs.is_some_and(|d| d.signature.is_some()),
             },
+            root,
+            boot,
+            watchdog: self.host.watchdog.exists(),
         }
     }
 }

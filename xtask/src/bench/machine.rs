@@ -1,7 +1,7 @@
 //! A machine in a directory, whose state can be asked for: what `bedplate status` does, without the start
 //! of the program and the mount of a boot partition, which no directory has.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,6 +15,7 @@ use bedplate_deploy::{Machine, record_file};
 use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
 use bedplate_model::{RootDigest, Sha256, layout};
 use bedplate_sys::mount::Access;
+use bedplate_sys::space;
 use serde_json::json;
 use sha2::Digest as _;
 
@@ -89,6 +90,7 @@ impl MadeUp {
             now: 0,
             settings: Settings::default(),
             boot: Box::new(Esp(self.esp.clone())),
+            watchdog: self.run.join("no-watchdog"),
             writes: Box::new(()),
         };
         let mut took = Vec::new();
@@ -110,7 +112,7 @@ impl BootAccess for Esp {
     fn open(&self, _: Access) -> io::Result<OpenBoot> {
         Ok(OpenBoot {
             partition: Box::new(DirectoryPartition::new(&self.0)),
-            free: 1 << 30,
+            space: space::space(File::open(&self.0)?)?,
         })
     }
 }

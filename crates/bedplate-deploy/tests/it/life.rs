@@ -254,6 +254,11 @@ fn status_says_what_runs_what_waits_and_what_is_tried() {
     assert_eq!(status.previous, Some(FIRST));
     assert_eq!(status.deployments[0].tries_left, Some(2));
     assert!(status.trust.image);
+    assert!(status.root.size >= status.root.free && status.root.size > 0);
+    assert_eq!((status.boot.free, status.boot.size), (1 << 30, 1 << 30));
+    assert!(!status.watchdog);
+    fs::write(machine.watchdog(), "").unwrap();
+    assert!(machine.with(|m| m.status()).unwrap().watchdog);
     let json = serde_json::to_string(&status).unwrap();
     assert_eq!(
         serde_json::from_str::<bedplate_deploy::Status>(&json).unwrap(),

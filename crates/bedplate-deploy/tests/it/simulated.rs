@@ -26,6 +26,7 @@ use bedplate_model::{
 };
 use bedplate_store::{RefTarget, Store};
 use bedplate_sys::mount::Access;
+use bedplate_sys::space::Space;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -69,7 +70,11 @@ impl BootAccess for Memory {
     fn open(&self, _: Access) -> io::Result<OpenBoot> {
         Ok(OpenBoot {
             partition: Box::new(self.clone()),
-            free: self.room,
+            space: Space {
+                total: 1 << 30,
+                available: self.room,
+                inodes: None,
+            },
         })
     }
 }
@@ -280,6 +285,7 @@ impl Simulated {
             now: 1_700_000_000,
             settings: Settings::default(),
             boot: Box::new(self.memory()),
+            watchdog: self.watchdog(),
             writes: Box::new(self.power.clone()),
         };
         let machine = Machine::open(&host).unwrap();
@@ -289,6 +295,11 @@ impl Simulated {
     /// Returns the directory of what lasts until the next boot.
     pub(crate) fn run_directory(&self) -> PathBuf {
         self.directory.path().join("run")
+    }
+
+    /// Returns where the watchdog is, on a machine that has one.
+    pub(crate) fn watchdog(&self) -> PathBuf {
+        self.directory.path().join("watchdog")
     }
 
     /// Returns the physical root.

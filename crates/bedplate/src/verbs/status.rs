@@ -3,13 +3,13 @@
 use std::io::{self, Write};
 
 use anyhow::Context as _;
-use bedplate_deploy::status::{self, DeploymentStatus, Status};
+use bedplate_deploy::status::{self, DeploymentStatus, Room, Status};
 use bedplate_deploy::{Host, Machine};
 
 use crate::Answer;
 use crate::cli;
 use crate::context::Context;
-use crate::render::{ago, json, short};
+use crate::render::{ago, bytes, json, short};
 
 pub(super) fn run(arguments: &cli::Status, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let now = context.host.now();
@@ -55,6 +55,22 @@ fn draw(out: &mut dyn Write, status: &Status, now: i64) -> io::Result<()> {
         } else {
             "not asked for"
         },
+    )?;
+    let room = |room: &Room| format!("{} of {} free", bytes(room.free), bytes(room.size));
+    writeln!(
+        out,
+        "Room: root {}, boot partition {}",
+        room(&status.root),
+        room(&status.boot)
+    )?;
+    writeln!(
+        out,
+        "Watchdog: {}",
+        if status.watchdog {
+            "there"
+        } else {
+            "none: a machine that hangs needs a hand"
+        }
     )?;
     if status.interrupted {
         writeln!(
