@@ -170,11 +170,15 @@ fn draw_deployment(
     if let Some(reason) = &deployment.reason {
         line("reason", reason)?;
     }
-    if let Some(failure) = &deployment.failure {
+    let failure = deployment.failure.as_ref();
+    // What is bad because of it says so already.
+    if let Some(failure) = failure
+        && deployment.reason.as_ref() != Some(&failure.reason)
+    {
         line("failure", &failure.reason)?;
     }
     for conflict in &deployment.etc_conflicts {
         line("conflict", &conflict.to_string())?;
     }
-    Ok(())
+    draw_output(out, failure.and_then(|failure| failure.output.as_deref()))
 }
