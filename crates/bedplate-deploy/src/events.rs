@@ -57,6 +57,10 @@ pub enum What {
     Bad,
     /// It boots next.
     Selected,
+    /// It stays until it is unpinned.
+    Pinned,
+    /// It is kept no longer than others.
+    Unpinned,
     /// It was removed.
     Removed,
     /// Earlier changes are not in the log.
@@ -133,6 +137,14 @@ pub fn changes(old: &Record, new: &Record, actor: &Actor, now: i64) -> Vec<Event
                 State::Bad => What::Bad,
             };
             tell(what, after, after.reason.as_ref());
+        }
+        if before.is_some_and(|before| before.pinned != after.pinned) {
+            let what = if after.pinned {
+                What::Pinned
+            } else {
+                What::Unpinned
+            };
+            tell(what, after, None);
         }
         if let Some(failure) = &after.failure
             && after.state != State::Bad // that was told
@@ -256,8 +268,9 @@ fn outline(record: &Record) -> Sha256 {
         } else {
             ""
         };
+        let pinned = if deployment.pinned { "^" } else { "" };
         let Deployment { id, state, .. } = deployment;
-        let _ = write!(text, "\n{id} {state}{failed}"); // a String never fails
+        let _ = write!(text, "\n{id} {state}{failed}{pinned}"); // a String never fails
     }
     Sha256(sha2::Sha256::digest(text).into())
 }
@@ -312,6 +325,15 @@ mod tests {
         assert_eq!(events[1].what, What::Selected);
         assert_eq!(told(&bad, &first), [(What::Removed, id(2))]);
         assert!(told(&bad, &bad).is_empty());
+    }
+
+    #[test]
+    fn pins_are_told() {
+        let first = record();
+        let mut pinned = first.clone();
+        pinned.deployments[0].pinned = true;
+        assert_eq!(told(&first, &pinned), [(What::Pinned, id(1))]);
+        assert_eq!(told(&pinned, &first), [(What::Unpinned, id(1))]);
     }
 
     #[test]

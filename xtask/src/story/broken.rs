@@ -113,7 +113,7 @@ impl Stage {
             let damaged = damage(&self.disk(), &known, prefix)?;
             narrator.fact(&format!("{damaged} is no {what} any more"));
             *machine = Machine::start(&self.machine(registry))?;
-            self.expect_healed(narrator, machine, first, second)?;
+            expect_healed(narrator, machine, first, second)?;
             upgrade = "bedplate upgrade --retry";
         }
 
@@ -123,7 +123,7 @@ impl Stage {
         self.push(narrator, registry, &third, FOLLOWED)?;
         narrator.guest(machine, "bedplate upgrade")?;
         machine.run("systemctl reboot")?;
-        self.expect_healed(narrator, machine, first, &third)?;
+        expect_healed(narrator, machine, first, &third)?;
 
         narrator.step("Version 2 once more, and this time nobody damages it");
         self.push(narrator, registry, second, FOLLOWED)?;
@@ -137,46 +137,6 @@ impl Stage {
             "version 2 holds, and is bad all the same: {status:#}"
         );
         Ok(())
-    }
-
-    /// Waits until the machine has come back to a version by itself, and remembers another one as bad.
-    fn expect_healed(
-        &self,
-        narrator: &mut Narrator,
-        machine: &mut Machine,
-        base: &Version,
-        bad: &Version,
-    ) -> Result<()> {
-        let took = machine.wait_for_boot(&runs(base)?)?;
-        narrator.fact(&format!(
-            "version 1 runs again after {:.0} s; nobody helped",
-            took.as_secs_f32()
-        ));
-        check_booted(narrator, machine, base)?;
-        let started = Instant::now();
-        // The version that runs was proven before; that the other one is bad is found at this boot's gate.
-        loop {
-            let status = status(machine)?;
-            let known = status["bad"].as_array().and_then(|bad| bad.last());
-            if let Some(known) = known {
-                let reason = text(known, "reason")?;
-                ensure!(
-                    reason == "none of 2 boots reached the health gate",
-                    "{} is remembered with the reason {reason:?}",
-                    bad.name
-                );
-                return Ok(());
-            }
-            ensure!(
-                started.elapsed() < PROVING,
-                "{} is not remembered as bad: {status:#}\n{}",
-                bad.name,
-                machine
-                    .run("journalctl --boot --no-pager --unit 'bedplate-*'")?
-                    .stdout
-            );
-            thread::sleep(Duration::from_millis(500));
-        }
     }
 
     /// A copy of version 2's tree with some files more.
@@ -235,6 +195,50 @@ fn check_remembered(machine: &mut Machine, version: &Version) -> Result<()> {
         "the deployment of the bad version is not called bad: {status:#}"
     );
     Ok(())
+}
+
+/// Waits until the machine has come back to a version by itself, and remembers another one as bad.
+fn expect_healed(
+    narrator: &mut Narrator,
+    machine: &mut Machine,
+    base: &Version,
+    bad: &Version,
+) -> Result<()> {
+    let took = machine.wait_for_boot(&runs(base)?)?;
+    narrator.fact(&format!(
+        "version 1 runs again after {:.0} s; nobody helped",
+        took.as_secs_f32()
+    ));
+    check_booted(narrator, machine, base)?;
+    let started = Instant::now();
+    // The version that runs was proven before; that the other one is bad is found at this boot's gate.
+    loop {
+        let status = status(machine)?;
+        let newest = &status["deployments"][0];
+        ensure!(
+            newest["root_digest"] == *bad.root,
+            "{} is not the newest deployment: {status:#}",
+            bad.name
+        );
+        if newest["state"] == "bad" {
+            let reason = text(newest, "reason")?;
+            ensure!(
+                reason == "none of 2 boots reached the health gate",
+                "{} is remembered with the reason {reason:?}",
+                bad.name
+            );
+            return Ok(());
+        }
+        ensure!(
+            started.elapsed() < PROVING,
+            "{} is not remembered as bad: {status:#}\n{}",
+            bad.name,
+            machine
+                .run("journalctl --boot --no-pager --unit 'bedplate-*'")?
+                .stdout
+        );
+        thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// How mtools name the boot partition of a disk.

@@ -57,6 +57,8 @@ fn word(what: What) -> &'static str {
         What::Unhealthy => "not healthy",
         What::Bad => "bad",
         What::Selected => "boots next",
+        What::Pinned => "pinned",
+        What::Unpinned => "unpinned",
         What::Removed => "removed",
         What::Gap => "(something is missing here)",
     }
