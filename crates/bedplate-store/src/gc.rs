@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use crate::item::Item;
 use crate::layer::{self, Layer};
 use crate::object::objects_of;
-use crate::refs::{RefDocument, RefTarget, RefsError};
+use crate::refs::{RefDocument, RefTarget, RefsError, SetAside};
 use crate::store::{ReadStoreError, Store};
 use crate::usage;
 use crate::work;
@@ -74,6 +74,11 @@ pub struct GcReport {
     pub abandoned_bytes: u64,
     /// How many items stay.
     pub kept: u64,
+    /// Files of names that could not be read, and were set aside. As long as there are any, every image
+    /// stays, and no name forgets one: nobody knows what these held.
+    pub set_aside: Vec<SetAside>,
+    /// How many images stay for these alone.
+    pub kept_unnamed: u64,
 }
 
 /// An earlier image that a name forgets. It goes unless something else holds it.
@@ -163,10 +168,24 @@ impl Store {
         refs.sort_by(|one, other| one.name.cmp(&other.name));
         let items = self.items().map_err(self.gc_failed("list what is"))?;
 
-        let mut marking = Marking::new(self, *policy);
+        let set_aside = self.names_set_aside().map_err(GcError::Refs)?;
+        let policy = if set_aside.is_empty() {
+            *policy
+        } else {
+            GcPolicy::default()
+        };
+        let mut marking = Marking::new(self, policy);
         self.mark_roots(&mut marking, &refs, &transactions.live)?;
+        let forgotten = choose(&mut marking, &refs, &items)?;
+        let kept_unnamed = if set_aside.is_empty() {
+            0
+        } else {
+            marking.everything(&items)?
+        };
         let mut report = GcReport {
-            forgotten: choose(&mut marking, &refs, &items)?,
+            forgotten,
+            set_aside,
+            kept_unnamed,
             abandoned: transactions.dead.len() as u64,
             abandoned_bytes: self.abandoned_bytes(&transactions)?,
             ..GcReport::default()
@@ -489,6 +508,25 @@ impl<'a> Marking<'a> {
             kept.extend(objects.into_iter().map(Item::Object));
             Ok(())
         })
+    }
+
+    /// Marks every image, layer, manifest and config with what they name; returns how many images that are
+    /// more.
+    fn everything(&mut self, items: &[Item]) -> Result<u64, GcError> {
+        let mut images = Vec::new();
+        for item in items {
+            match item {
+                Item::Image(id) if !self.kept.contains(item) => images.push(*id),
+                Item::Object(_) | Item::Image(_) => {}
+                Item::Layer(diff_id) => self.layer(*diff_id)?,
+                Item::Blob(_) => {
+                    self.kept.insert(*item);
+                }
+            }
+        }
+        let count = images.len() as u64;
+        self.images(images)?;
+        Ok(count)
     }
 
     fn image(&mut self, id: ObjectId) -> Result<(), GcError> {

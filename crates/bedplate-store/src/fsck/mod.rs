@@ -24,7 +24,7 @@ use bedplate_sys::verity;
 use crate::item::Item;
 use crate::layer::Layer;
 use crate::object::sized_objects_of;
-use crate::refs::RefsError;
+use crate::refs::{RefsError, SetAside};
 use crate::store::{ReadStoreError, Store};
 use crate::work;
 
@@ -69,6 +69,13 @@ pub enum Finding {
     /// A ref or pin cannot be read.
     #[error(transparent)]
     Ref(#[from] RefsError),
+    /// A name is gone: a repair set its file aside.
+    #[error(
+        "{} is lost: its file was damaged, and is {}",
+        .0.name.as_ref().map_or_else(|| "a name".to_owned(), |name| format!("the name {name}")),
+        .0.path.display()
+    )]
+    LostName(SetAside),
     /// A ref or pin leads to something that the store does not have.
     #[error("{name} needs {missing}, which the store does not have")]
     Dangling {
@@ -309,6 +316,14 @@ impl Check<'_, '_> {
         }
         for finding in findings {
             self.tell(finding);
+        }
+        match self.store.names_set_aside() {
+            Ok(files) => {
+                for file in files.into_iter().filter(SetAside::is_lost_name) {
+                    self.tell(Finding::LostName(file));
+                }
+            }
+            Err(error) => self.tell(error.into()),
         }
         // One that cannot be read was told above.
         let overtaken = self.store.overtaken_journals().unwrap_or_default();

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bedplate_model::oci::Config;
-use bedplate_model::{FileContent, ObjectId, Sha256};
+use bedplate_model::{FileContent, ImageName, ObjectId, Sha256};
 use bedplate_sys::lock::Lock;
 use bedplate_sys::{durable, files, verity};
 use sha2::Digest as _;
@@ -37,6 +37,11 @@ use crate::verity::Hasher;
 pub trait Source {
     /// Returns the name that people know it by.
     fn name(&self) -> String;
+
+    /// Returns what a name points at there, where the source has names.
+    fn find_ref(&self, _name: &ImageName) -> Option<Ref> {
+        None
+    }
 
     /// Brings what it has of what the repair wants. What it does not have, it passes over.
     fn bring(&self, repair: &Repair<'_>) -> Result<(), SourceError>;
@@ -83,8 +88,10 @@ pub struct RepairReport {
     pub repaired: Vec<(Item, String)>,
     /// The journal of names, where it could not be read: set aside under this name.
     pub set_aside: Option<PathBuf>,
-    /// The files of names that could not be read: set aside, and the names are gone.
+    /// The files of names that could not be read, and were set aside.
     pub names_set_aside: Vec<SetAside>,
+    /// Names that a source had, with its name: given again.
+    pub names_restored: Vec<(ImageName, String)>,
     /// What is still wrong.
     pub left: Vec<Finding>,
     /// Sources that failed, with the reason.
@@ -127,7 +134,11 @@ impl Finding {
             Self::Missing { missing, .. } | Self::Dangling { missing, .. } => Some(*missing),
             // The object as it should be: with the right bytes, it has the right length.
             Self::WrongSize { object, .. } => Some(Item::Object(*object)),
-            Self::Ref(_) | Self::Stray(_) | Self::OvertakenJournal(_) | Self::Part(_) => None,
+            Self::Ref(_)
+            | Self::LostName(_)
+            | Self::Stray(_)
+            | Self::OvertakenJournal(_)
+            | Self::Part(_) => None,
         }
     }
 }
@@ -140,13 +151,29 @@ impl Store {
             attempt: "repair anything",
             source,
         })?;
+        let set_journal_aside = self.set_journal_aside()?;
+        let now_aside = self.set_refs_aside()?;
+        let (named_again, lost): (Vec<_>, Vec<_>) = self
+            .names_set_aside()?
+            .into_iter()
+            .partition(|file| file.is_named_again);
+        // Who gave the name again was told what it pointed at.
+        self.forget_set_aside(&named_again)?;
         let mut report = RepairReport {
-            set_aside: self.set_journal_aside()?,
-            names_set_aside: self.set_refs_aside()?,
+            set_aside: set_journal_aside,
+            names_set_aside: lost
+                .iter()
+                .chain(&named_again)
+                .filter(|file| now_aside.contains(&file.path))
+                .cloned()
+                .collect(),
             ..RepairReport::default()
         };
         report.checked = self.fsck(&mut |finding| report.left.push(finding))?;
         let mut wanted: BTreeSet<Item> = report.left.iter().filter_map(Finding::wanted).collect();
+        let offered = offered_names(&lost, sources);
+        let targets = offered.iter().flat_map(|(known, _)| known.target.items());
+        wanted.extend(targets.filter(|item| !self.has(item)));
         let mut repaired = BTreeSet::new();
         // What comes back may name more that is missing, or help to make again what is: each round looks
         // for that alone.
@@ -190,7 +217,54 @@ impl Store {
                 report.left.push(Finding::Missing { by: *by, missing });
             }
         }
+        self.restore_names(offered, &lost, &mut report)?;
         Ok(report)
+    }
+
+    /// Gives names again that a source has, where their images are whole.
+    fn restore_names(
+        &self,
+        offered: Vec<(Ref, String)>,
+        lost: &[SetAside],
+        report: &mut RepairReport,
+    ) -> Result<(), RepairError> {
+        let mut whole = Vec::new();
+        let mut from: BTreeMap<ImageName, String> = BTreeMap::new();
+        for (known, source) in offered {
+            let image = known.target.root.image;
+            let missing = self.image_tree(&image).map(|tree| {
+                let mut objects = objects_of(&tree).into_iter();
+                objects.any(|id| !self.has(&Item::Object(id)))
+            });
+            if let Ok(false) = missing {
+                from.insert(known.name.clone(), source);
+                whole.push(known);
+            }
+        }
+        let restored = self.restore_refs(whole)?;
+        // A file that knows of more images than the source is kept, and they with it.
+        let is_over = |file: &&SetAside| {
+            let name = restored
+                .iter()
+                .find(|known| Some(&known.name) == file.name.as_ref());
+            name.is_some_and(|known| {
+                let known: HashSet<_> = known.images().map(|target| target.root).collect();
+                file.roots.iter().all(|root| known.contains(root))
+            })
+        };
+        let over: Vec<SetAside> = lost.iter().filter(is_over).cloned().collect();
+        self.forget_set_aside(&over)?;
+        report.left.retain(|finding| match finding {
+            Finding::LostName(file) => !restored
+                .iter()
+                .any(|known| Some(&known.name) == file.name.as_ref()),
+            _ => true,
+        });
+        for Ref { name, .. } in restored {
+            let source = from.remove(&name).unwrap_or_default();
+            report.names_restored.push((name, source));
+        }
+        Ok(())
     }
 
     /// Returns what a repaired item names and the store does not have.
@@ -435,6 +509,27 @@ impl Drop for Repair<'_> {
     }
 }
 
+/// Asks the sources for names that are lost. What a source has another image for than the damaged file
+/// names is not what was lost.
+fn offered_names(lost: &[SetAside], sources: &[&dyn Source]) -> Vec<(Ref, String)> {
+    let mut offered: BTreeMap<ImageName, (Ref, String)> = BTreeMap::new();
+    for file in lost {
+        let Some(name) = &file.name else { continue };
+        let fits = |known: &Ref| {
+            let first = file.roots.first();
+            first.is_none_or(|root| known.images().any(|target| target.root == *root))
+        };
+        let known = sources.iter().find_map(|source| {
+            let known = source.find_ref(name).filter(fits)?;
+            Some((known, source.name()))
+        });
+        if let Some(known) = known {
+            offered.entry(name.clone()).or_insert(known);
+        }
+    }
+    offered.into_values().collect()
+}
+
 /// Reads the lengths of wanted objects from the images that can be read.
 fn lengths_of(store: &Store, wanted: &BTreeSet<Item>) -> HashMap<ObjectId, u64> {
     let mut lengths = HashMap::new();
@@ -584,6 +679,10 @@ impl io::Write for TarHasher {
 impl Source for StoreSource {
     fn name(&self) -> String {
         self.store.path().display().to_string()
+    }
+
+    fn find_ref(&self, name: &ImageName) -> Option<Ref> {
+        self.store.find_ref(name).ok()?
     }
 
     fn bring(&self, repair: &Repair<'_>) -> Result<(), SourceError> {

@@ -1,11 +1,14 @@
 //! Setting aside the files of refs that cannot be read: they keep everybody from the names beside them.
 //!
 //! ```text
-//! refs/<name> ─ rename ─→ damaged/<name>      the name is gone, its bytes are not
+//! refs/<name> ─ rename ─→ damaged/<name>      the name is lost, its bytes are not
+//!                         damaged/<name> ─ removed by a repair, once there is such a name again
 //! ```
 //!
-//! Invariant: no byte of a ref is removed; a ref that can be read stays where it is.
+//! Invariants: a ref that can be read stays where it is; as long as a file of a name lies here, gc takes no
+//! image, for nobody knows which ones the name held.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +17,8 @@ use bedplate_sys::files;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-use super::{DOCUMENT_MAX, RefsError, file_name};
+use super::document::RefDocument;
+use super::{DOCUMENT_MAX, Ref, RefsError, file_name};
 use crate::item::Item;
 use crate::store::{DIRECTORY_MODE, Store};
 
@@ -22,16 +26,29 @@ use crate::store::{DIRECTORY_MODE, Store};
 const ASIDE: &str = "damaged";
 /// How many files of one name are kept.
 const COPIES_MAX: u32 = 1000;
+/// What stands before the number of a copy: in the name of no ref's file.
+const COPY: char = '~';
+/// How the files of long names begin.
+const LONG: &str = "%long-";
 
 /// The file of a ref that was set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetAside {
-    /// The name that its file name stands for, where it stands for one.
+    /// The name that its file name stands for, or else that it has inside, where either does.
     pub name: Option<ImageName>,
     /// Where the file is now.
     pub path: PathBuf,
-    /// The first image in it that the store has: most likely what the name pointed at.
-    pub root: Option<RootDigest>,
+    /// The images in it that the store has; the first is most likely what the name pointed at.
+    pub roots: Vec<RootDigest>,
+    /// Whether the store has a name again that the file may have been of.
+    pub is_named_again: bool,
+}
+
+impl SetAside {
+    /// Returns whether a name is missing because of it.
+    pub fn is_lost_name(&self) -> bool {
+        !self.is_named_again
+    }
 }
 
 impl RefsError {
@@ -69,8 +86,8 @@ impl RefsError {
 }
 
 impl Store {
-    /// Sets every ref's file aside that cannot be read, durably.
-    pub(crate) fn set_refs_aside(&self) -> Result<Vec<SetAside>, RefsError> {
+    /// Sets every ref's file aside that cannot be read, durably; returns where the files are now.
+    pub(crate) fn set_refs_aside(&self) -> Result<Vec<PathBuf>, RefsError> {
         let changing = self.lock_refs()?;
         // What a journal holds is whole, and may be what is to take the place of a damaged file.
         changing.finish_journal()?;
@@ -89,7 +106,7 @@ impl Store {
         Ok(set_aside)
     }
 
-    fn move_aside(&self, from: &Path) -> io::Result<SetAside> {
+    fn move_aside(&self, from: &Path) -> io::Result<PathBuf> {
         let refs = files::open_directory(self.root(), "refs".as_ref())?;
         let mode = Mode::from_raw_mode(DIRECTORY_MODE);
         match rustix::fs::mkdirat(self.root(), ASIDE, mode) {
@@ -99,20 +116,15 @@ impl Store {
         }
         let aside = files::open_directory(self.root(), ASIDE.as_ref())?;
         let file = from.file_name().unwrap_or_default();
-        let root = self.first_root(&refs, file);
         for copy in 1..COPIES_MAX {
             let mut name = file.to_owned();
             if copy > 1 {
-                name.push(format!(".{copy}"));
+                name.push(format!("{COPY}{copy}"));
             }
             if files::rename_if_free((&refs, file), (&aside, &name))? {
                 rustix::fs::fsync(&aside)?; // it is there …
                 rustix::fs::fsync(&refs)?; // … before it is no more here.
-                return Ok(SetAside {
-                    name: file.to_str().and_then(name_of),
-                    path: self.path().join(ASIDE).join(name),
-                    root,
-                });
+                return Ok(self.path().join(ASIDE).join(name));
             }
         }
         Err(io::Error::other(
@@ -120,19 +132,106 @@ impl Store {
         ))
     }
 
-    /// Looks for a root digest in what is left of a ref's file.
-    fn first_root(
-        &self,
-        refs: impl std::os::fd::AsFd,
-        file: &std::ffi::OsStr,
-    ) -> Option<RootDigest> {
-        let bytes = files::read_file(refs, file, DOCUMENT_MAX).ok()?;
-        let text = String::from_utf8_lossy(&bytes);
-        let mut roots = text.split('"').filter_map(|word| word.parse().ok());
-        roots.find(|root: &RootDigest| self.has(&Item::Image(root.image)))
+    /// Lists the files of refs that were set aside; what neither is called like one nor names an image that
+    /// the store has is none.
+    pub fn names_set_aside(&self) -> Result<Vec<SetAside>, RefsError> {
+        let path = self.path().join(ASIDE);
+        let failed = |source| RefsError::Read {
+            path: path.clone(),
+            source,
+        };
+        let aside = match files::open_directory(self.root(), ASIDE.as_ref()) {
+            Ok(aside) => aside,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut entries = files::list(&aside).map_err(failed)?;
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        // One that cannot be read is no name, either.
+        let (known, _) = self.readable_refs()?;
+        let known: HashSet<String> = known.iter().map(|it| file_name(&it.name)).collect();
+        let mut found = Vec::new();
+        for entry in entries {
+            let file = entry.name.to_string_lossy();
+            let file = file.split_once(COPY).map_or(&*file, |(file, _)| file);
+            let bytes = files::read_file(&aside, &entry.name, DOCUMENT_MAX).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            let words = text.split('"').filter_map(|word| word.parse().ok());
+            let has = |root: &RootDigest| self.has(&Item::Image(root.image));
+            let mut roots: Vec<RootDigest> = Vec::new();
+            for root in words.filter(has) {
+                if !roots.contains(&root) {
+                    roots.push(root);
+                }
+            }
+            let inside = || {
+                let document = RefDocument::parse(&bytes, &path).ok()?;
+                Some(document.name)
+            };
+            let is_long = file.starts_with(LONG);
+            let name = name_of(file).or_else(inside);
+            if name.is_none() && roots.is_empty() && !is_long {
+                continue;
+            }
+            let called = name.as_ref().map_or_else(|| file.to_owned(), file_name);
+            found.push(SetAside {
+                is_named_again: known.contains(&called),
+                path: path.join(&entry.name),
+                name,
+                roots,
+            });
+        }
+        Ok(found)
     }
 
-    /// Returns the images that no name, earlier image of a name or pin keeps: what the next gc removes.
+    /// Gives names again that the store has not, durably, where all that each needs is here; returns those.
+    pub(crate) fn restore_refs(&self, refs: Vec<Ref>) -> Result<Vec<Ref>, RefsError> {
+        let write = |source| RefsError::Write {
+            path: self.path().join("refs"),
+            source,
+        };
+        let naming = self.lock_for_naming().map_err(write)?;
+        let changing = self.lock_refs()?;
+        changing.finish_journal()?;
+        let mut restored = Vec::new();
+        for mut known in refs {
+            let is_whole = known.target.items().all(|item| self.has(&item));
+            if is_whole && self.find_ref(&known.name)?.is_none() {
+                known
+                    .history
+                    .retain(|target| target.items().all(|item| self.has(&item)));
+                restored.push(known);
+            }
+        }
+        let documents: Vec<_> = restored.iter().map(RefDocument::restored).collect();
+        changing.rewrite(&documents)?;
+        drop(naming);
+        Ok(restored)
+    }
+
+    /// Removes files that were set aside.
+    pub(crate) fn forget_set_aside(&self, files: &[SetAside]) -> Result<(), RefsError> {
+        let path = self.path().join(ASIDE);
+        let remove = || -> io::Result<()> {
+            let aside = files::open_directory(self.root(), ASIDE.as_ref())?;
+            for file in files {
+                if let Some(name) = file.path.file_name() {
+                    files::remove_tree(&aside, name)?;
+                }
+            }
+            Ok(())
+        };
+        if files.is_empty() {
+            return Ok(());
+        }
+        remove().map_err(|source| RefsError::Write { path, source })
+    }
+
+    /// Returns the images that no name, earlier image of a name or pin keeps: what the next gc removes, unless
+    /// a name is lost.
     pub fn unnamed_images(
         &self,
     ) -> Result<Vec<bedplate_model::ObjectId>, crate::usage::UsageError> {

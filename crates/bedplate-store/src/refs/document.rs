@@ -20,7 +20,7 @@ use bedplate_model::{ImageName, Sha256};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{DocumentError, Pin, RefTarget, RefsError};
+use super::{DocumentError, Pin, Ref, RefTarget, RefsError};
 use crate::store::sha256;
 
 const REF_FORMAT: &str = "bedplate-ref";
@@ -110,6 +110,15 @@ impl RefDocument {
                 document.history.insert(0, old.target);
             }
         }
+        document.history.truncate(HISTORY_MAX);
+        document.announce();
+        document
+    }
+
+    /// Makes the document of a name that is not there, with what it points at and remembers elsewhere.
+    pub(crate) fn restored(known: &Ref) -> Self {
+        let mut document = Self::replacing(None, &known.name, &known.target);
+        document.history.clone_from(&known.history);
         document.history.truncate(HISTORY_MAX);
         document.announce();
         document

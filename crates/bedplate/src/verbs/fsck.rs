@@ -4,9 +4,9 @@
 use std::io::{self, Write};
 
 use anyhow::Context as _;
-use bedplate_model::RootDigest;
+use bedplate_model::{ErofsVersion, RootDigest, RuleSet};
 use bedplate_store::fsck::{Need, Source};
-use bedplate_store::{Finding, ReadStoreError, RepairReport, Store, StoreSource};
+use bedplate_store::{Finding, ReadStoreError, RepairReport, SetAside, Store, StoreSource};
 use bedplate_transport::{PullOptions, RegistrySource};
 use serde::Serialize;
 
@@ -26,6 +26,10 @@ struct Report {
     bytes: u64,
     /// What is wrong; after a repair, what still is.
     findings: Vec<Found>,
+    /// Names that are gone because their files were damaged, and how to give each again.
+    lost_names: Vec<NameAside>,
+    /// Only where there are such names: images that nothing else keeps, and which may be theirs.
+    unnamed_images: Vec<String>,
     /// Only with `--repair`.
     #[serde(skip_serializing_if = "Option::is_none")]
     repair: Option<Repaired>,
@@ -66,8 +70,8 @@ struct Repaired {
     set_aside: Option<String>,
     /// Names whose files could not be read.
     names_set_aside: Vec<NameAside>,
-    /// Only where there are such names: images that nothing keeps from the next gc.
-    unnamed_images: Vec<String>,
+    /// Names that a source had.
+    names_restored: Vec<Restored>,
     repaired: Vec<Item>,
     failed_sources: Vec<Failed>,
 }
@@ -81,6 +85,12 @@ struct NameAside {
     file: String,
     /// What it most likely pointed at, where that can be told.
     root_digest: Option<RootDigest>,
+}
+
+#[derive(Serialize)]
+struct Restored {
+    name: String,
+    from: String,
 }
 
 #[derive(Serialize)]
@@ -98,28 +108,21 @@ struct Failed {
 pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
     let attempted = || format!("cannot check {}", store.path().display());
-    let report = if fsck.repair {
-        let repair = repair(fsck, &store, context)?;
-        Report {
-            items: repair.checked.items,
-            bytes: repair.checked.bytes,
-            findings: found(&store, &repair.left).with_context(attempted)?,
-            repair: Some(repaired(&store, repair).with_context(attempted)?),
-            indexed: None,
-        }
+    let mut repair_done = None;
+    let mut indexed = None;
+    let mut findings = Vec::new();
+    let (items, checked) = if fsck.repair {
+        let mut repair = repair(fsck, &store, context)?;
+        findings = std::mem::take(&mut repair.left);
+        let checked = repair.checked;
+        repair_done = Some(repaired(repair));
+        (checked.items, checked.bytes)
     } else if fsck.rebuild_index {
         let rebuilt = store.rebuild_index().with_context(attempted)?;
-        let left_out = rebuilt.left_out.into_iter().map(Finding::from);
-        let left_out: Vec<Finding> = left_out.collect();
-        Report {
-            items: rebuilt.items,
-            bytes: rebuilt.bytes,
-            findings: found(&store, &left_out).with_context(attempted)?,
-            repair: None,
-            indexed: Some(rebuilt.entries),
-        }
+        findings.extend(rebuilt.left_out.into_iter().map(Finding::from));
+        indexed = Some(rebuilt.entries);
+        (rebuilt.items, rebuilt.bytes)
     } else {
-        let mut findings = Vec::new();
         let mut tell = |finding| findings.push(finding);
         let checked = if fsck.quick {
             store.fsck_quick(&mut tell)
@@ -127,13 +130,17 @@ pub(super) fn run(fsck: &Fsck, context: &mut Context<'_>) -> anyhow::Result<Answ
             store.fsck(&mut tell)
         }
         .with_context(attempted)?;
-        Report {
-            items: checked.items,
-            bytes: checked.bytes,
-            findings: found(&store, &findings).with_context(attempted)?,
-            repair: None,
-            indexed: None,
-        }
+        (checked.items, checked.bytes)
+    };
+    let (lost_names, unnamed_images) = lost_names(&store, &findings);
+    let report = Report {
+        items,
+        bytes: checked,
+        findings: found(&store, &findings).with_context(attempted)?,
+        lost_names,
+        unnamed_images,
+        repair: repair_done,
+        indexed,
     };
     let answer = if report.findings.is_empty() {
         Answer::Yes
@@ -222,7 +229,7 @@ fn kind(finding: &Finding) -> &'static str {
         | Finding::NotAFile(_)
         | Finding::Layer(..)
         | Finding::WrongSize { .. } => "damaged",
-        Finding::Ref(_) => "name",
+        Finding::Ref(_) | Finding::LostName(_) => "name",
         Finding::OvertakenJournal(_) => "journal",
         Finding::Part(_) => "directory",
         Finding::Stray(_) => "stray",
@@ -244,22 +251,47 @@ fn needed_by(need: &NeededBy) -> String {
     }
 }
 
-fn repaired(store: &Store, report: RepairReport) -> anyhow::Result<Repaired> {
-    let mut unnamed_images = Vec::new();
-    if !report.names_set_aside.is_empty() {
-        let images = store.unnamed_images()?.into_iter();
-        unnamed_images.extend(images.map(|image| image.to_string()));
+/// Lists the names that are gone, with what each most likely pointed at, and the images without a name.
+fn lost_names(store: &Store, findings: &[Finding]) -> (Vec<NameAside>, Vec<String>) {
+    let lost = findings.iter().filter_map(|finding| match finding {
+        Finding::LostName(file) => Some(file),
+        _ => None,
+    });
+    let mut lost: Vec<NameAside> = lost.map(name_aside).collect();
+    if lost.is_empty() {
+        return (lost, Vec::new());
     }
-    let names = report.names_set_aside.into_iter();
-    Ok(Repaired {
-        names_set_aside: names
-            .map(|aside| NameAside {
-                name: aside.name.map(|name| name.to_string()),
-                file: aside.path.display().to_string(),
-                root_digest: aside.root,
+    // Where names cannot be read, that is a finding of its own.
+    let unnamed = store.unnamed_images().unwrap_or_default();
+    if let ([only], [image]) = (&mut lost[..], &unnamed[..]) {
+        only.root_digest = only.root_digest.or(Some(RootDigest {
+            rules: RuleSet::Exact1,
+            erofs: ErofsVersion::V1,
+            image: *image,
+        }));
+    }
+    let unnamed = unnamed.iter().map(ToString::to_string).collect();
+    (lost, unnamed)
+}
+
+fn name_aside(file: &SetAside) -> NameAside {
+    NameAside {
+        name: file.name.as_ref().map(ToString::to_string),
+        file: file.path.display().to_string(),
+        root_digest: file.roots.first().copied(),
+    }
+}
+
+fn repaired(report: RepairReport) -> Repaired {
+    let restored = report.names_restored.into_iter();
+    Repaired {
+        names_set_aside: report.names_set_aside.iter().map(name_aside).collect(),
+        names_restored: restored
+            .map(|(name, from)| Restored {
+                name: name.to_string(),
+                from,
             })
             .collect(),
-        unnamed_images,
         set_aside: report.set_aside.map(|path| path.display().to_string()),
         repaired: report
             .repaired
@@ -277,41 +309,58 @@ fn repaired(store: &Store, report: RepairReport) -> anyhow::Result<Repaired> {
                 reason: sentence(&*error),
             })
             .collect(),
-    })
+    }
 }
 
-/// Says which names are gone, and how to give them again.
+/// Says what became of the files of names.
 fn names_set_aside(out: &mut dyn Write, repair: &Repaired) -> io::Result<()> {
     for aside in &repair.names_set_aside {
-        let name = aside.name.as_deref().unwrap_or("NAME");
         writeln!(
             out,
             "the file of {} could not be read and is set aside as {}",
             aside.name.as_deref().unwrap_or("a name"),
             aside.file
         )?;
-        match &aside.root_digest {
-            Some(root) => writeln!(
-                out,
-                "  to give the name again, before the next gc: bedplate tag {root} {name}"
-            )?,
-            None => writeln!(
-                out,
-                "  to give the name again, before the next gc: bedplate pull, or bedplate tag \
-                 exact-1/v1-sha256-12:IMAGE {name}"
-            )?,
-        }
     }
-    if !repair.unnamed_images.is_empty() {
+    for Restored { name, from } in &repair.names_restored {
+        writeln!(out, "{name} is there again, from {from}")?;
+    }
+    Ok(())
+}
+
+/// Says how to give lost names again.
+fn draw_lost_names(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    if report.lost_names.is_empty() {
+        return Ok(());
+    }
+    for lost in &report.lost_names {
         writeln!(
             out,
-            "images that have no name, and which the next gc removes:"
+            "to give {} again: {}",
+            lost.name.as_deref().unwrap_or("the name"),
+            give_again(lost.name.as_deref(), lost.root_digest)
         )?;
     }
-    for image in &repair.unnamed_images {
+    writeln!(
+        out,
+        "then `bedplate fsck --repair` forgets what was set aside; until then gc takes no image"
+    )?;
+    if !report.unnamed_images.is_empty() {
+        writeln!(out, "images that have no name:")?;
+    }
+    for image in &report.unnamed_images {
         writeln!(out, "  {image}")?;
     }
     Ok(())
+}
+
+/// Returns the command that gives a lost name again.
+pub(super) fn give_again(name: Option<&str>, root: Option<RootDigest>) -> String {
+    let name = name.unwrap_or("NAME");
+    match root {
+        Some(root) => format!("bedplate tag {root} {name}"),
+        None => format!("bedplate pull, or bedplate tag exact-1/v1-sha256-12:IMAGE {name}"),
+    }
 }
 
 fn draw(out: &mut dyn Write, report: &Report) -> io::Result<()> {
@@ -340,6 +389,7 @@ fn draw(out: &mut dyn Write, report: &Report) -> io::Result<()> {
             writeln!(out, "  and by {more} more; --json lists them")?;
         }
     }
+    draw_lost_names(out, report)?;
     if let Some(contents) = report.indexed {
         writeln!(out, "the index knows {contents} contents")?;
     }

@@ -8,6 +8,7 @@ use bedplate_store::gc::Reason;
 use bedplate_store::{GcPolicy, GcReport, Item};
 use serde::Serialize;
 
+use super::fsck::give_again;
 use crate::Answer;
 use crate::cli::Gc;
 use crate::context::Context;
@@ -29,6 +30,16 @@ struct Report {
     kept: u64,
     abandoned_transactions: u64,
     abandoned_bytes: u64,
+    /// Names whose files were damaged: as long as these files lie there, every image stays.
+    lost_names: Vec<LostName>,
+    /// How many images stay for those alone.
+    kept_unnamed: u64,
+}
+
+#[derive(Serialize)]
+struct LostName {
+    name: Option<String>,
+    file: String,
 }
 
 #[derive(Serialize)]
@@ -94,7 +105,41 @@ pub(super) fn run(gc: &Gc, context: &mut Context<'_>) -> anyhow::Result<Answer> 
             bytes(report.abandoned_bytes),
         )?;
     }
+    kept_for_names(out, &report)?;
     Ok(Answer::Yes)
+}
+
+/// Says what stays because names were lost, and how that ends.
+fn kept_for_names(out: &mut dyn Write, report: &GcReport) -> io::Result<()> {
+    if report.set_aside.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "no image goes and none is forgotten while damaged files of names are kept; {} without a name",
+        match report.kept_unnamed {
+            1 => "1 image stays".to_owned(),
+            count => format!("{count} images stay"),
+        }
+    )?;
+    for file in &report.set_aside {
+        let name = file.name.as_ref().map(ToString::to_string);
+        if file.is_named_again {
+            writeln!(
+                out,
+                "  {}: there is such a name again; bedplate fsck --repair forgets the file",
+                file.path.display()
+            )?;
+        } else {
+            writeln!(
+                out,
+                "  {}: {}; then bedplate fsck --repair, or remove the file",
+                file.path.display(),
+                give_again(name.as_deref(), file.roots.first().copied())
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// Draws what would be done.
@@ -196,6 +241,15 @@ fn document(dry_run: bool, report: &GcReport, images: Vec<Image>) -> Report {
         kept: report.kept,
         abandoned_transactions: report.abandoned,
         abandoned_bytes: report.abandoned_bytes,
+        lost_names: report
+            .set_aside
+            .iter()
+            .map(|file| LostName {
+                name: file.name.as_ref().map(ToString::to_string),
+                file: file.path.display().to_string(),
+            })
+            .collect(),
+        kept_unnamed: report.kept_unnamed,
     }
 }
 

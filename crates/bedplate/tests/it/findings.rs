@@ -142,7 +142,9 @@ fn a_name_that_cannot_be_read_is_set_aside_by_a_repair_and_given_again() {
             assert!(text.contains("hint: `bedplate fsck --repair`"), "{text}");
         }
 
-        let repair = sandbox.good("fsck --repair");
+        let repair = sandbox.run("fsck --repair");
+        assert_eq!(repair.code, 5, "a name is lost: {}", repair.stdout);
+        let repair = repair.stdout;
         assert!(
             repair.contains("the file of localhost/os:v1 could not be read"),
             "{repair}"
@@ -152,24 +154,102 @@ fn a_name_that_cannot_be_read_is_set_aside_by_a_repair_and_given_again() {
             repair.contains(image),
             "the image that is without a name: {repair}"
         );
-        if copy == 0 {
-            let line = format!("bedplate tag {} localhost/os:v1", root.trim());
-            assert!(repair.contains(&line), "{repair}");
-        }
+        assert!(!repair.contains("all is well"), "{repair}");
+        // Where nothing of it can be read, the image that lost its name is the only one without.
+        let line = format!("bedplate tag {} localhost/os:v1", root.trim());
+        assert!(repair.contains(&line), "{repair}");
         let aside = match copy {
             0 => "store/damaged/localhost%2Fos%3Av1".to_owned(),
-            copy => format!("store/damaged/localhost%2Fos%3Av1.{}", copy + 1),
+            copy => format!("store/damaged/localhost%2Fos%3Av1~{}", copy + 1),
         };
         assert_eq!(
             fs::read(sandbox.path(&aside)).unwrap(),
             *bad,
             "no byte is lost"
         );
-        sandbox.good("fsck");
+        let fsck = sandbox.run("fsck --json");
+        assert_eq!(fsck.code, 5, "as long as the name is lost");
+        let report: serde_json::Value = serde_json::from_str(&fsck.stdout).unwrap();
+        assert_eq!(report["findings"][0]["kind"], "name");
+        assert_eq!(report["lost_names"][0]["name"], "localhost/os:v1");
+        assert_eq!(report["lost_names"][0]["root_digest"], root.trim());
+        // No image goes meanwhile.
+        let gc = sandbox.json("gc --keep 1 --json");
+        assert_eq!(gc["kept_unnamed"], 1);
+        assert_eq!(gc["images"], serde_json::json!([]));
+        let gc = sandbox.good("gc");
+        assert!(gc.contains("fsck --repair"), "{gc}");
         sandbox.good(&format!("tag {} os:v1", root.trim()));
+        sandbox.good("fsck");
         sandbox.good("gc");
         assert_eq!(sandbox.json("images --json").as_array().unwrap().len(), 2);
     }
+    assert!(
+        sandbox
+            .good("gc")
+            .contains("there is such a name again; bedplate fsck --repair forgets the file")
+    );
+    sandbox.good("fsck --repair");
+    let left = fs::read_dir(sandbox.path("store/damaged")).unwrap();
+    assert_eq!(left.count(), 0, "what is named again is forgotten");
+    sandbox.good("untag os:v1");
+    sandbox.good("gc");
+    assert_eq!(sandbox.run(&format!("ls {}", root.trim())).code, 2);
+}
+
+#[test]
+fn a_lost_name_comes_back_from_a_store_that_has_it() {
+    let sandbox = Sandbox::new();
+    let tree = sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    fs::write(tree.join("etc/motd"), "another\n").unwrap();
+    let root = sandbox.good("commit tree os:v1");
+    let copy = |to: &str| {
+        let status = std::process::Command::new("cp")
+            .args(["-a", "store", to])
+            .current_dir(sandbox.path("."))
+            .status();
+        assert!(status.unwrap().success());
+    };
+    copy("backup");
+    let log = sandbox.good("log os:v1 --json");
+    let path = sandbox.path("store/refs/localhost%2Fos%3Av1");
+
+    // The image is here.
+    overwrite(&path, b"garbage");
+    let repair = sandbox.good("fsck --repair --from backup");
+    assert!(
+        repair.contains("localhost/os:v1 is there again"),
+        "{repair}"
+    );
+    assert!(repair.contains("all is well"), "{repair}");
+    assert_eq!(sandbox.good("log os:v1 --json"), log);
+    let left = fs::read_dir(sandbox.path("store/damaged")).unwrap();
+    assert_eq!(left.count(), 0);
+    sandbox.good("gc");
+    sandbox.good("fsck");
+
+    // It is not, and is fetched whole.
+    sandbox.good("untag os:v1");
+    sandbox.good("gc");
+    fs::write(&path, b"garbage").unwrap();
+    sandbox.good("fsck --repair --from backup");
+    assert!(sandbox.good("images").contains("os:v1"));
+    sandbox.good("gc");
+    sandbox.good("fsck");
+    sandbox.good("cat os:v1 /etc/motd");
+
+    // Elsewhere it is something else by now: that is not what was lost.
+    fs::write(tree.join("etc/motd"), "a third\n").unwrap();
+    sandbox.good("commit tree os:v1");
+    let newer = sandbox.good("log os:v1 --json");
+    assert!(!newer.contains("garbage"));
+    let mut flipped = fs::read(&path).unwrap();
+    *flipped.last_mut().unwrap() ^= 1;
+    overwrite(&path, &flipped);
+    let repair = sandbox.run("fsck --repair --from backup");
+    assert_eq!(repair.code, 5, "{}", repair.stdout);
+    assert!(!repair.stdout.contains(&format!("tag {root}")));
 }
 
 #[test]
@@ -196,15 +276,14 @@ fn what_stands_among_the_names_and_is_none_is_set_aside_too() {
     for name in ["notes.txt", "directory", "link", "localhost%2Fos%3Av3"] {
         assert!(images.stderr.contains(name), "{name}: {}", images.stderr);
     }
-    let report = sandbox.json("fsck --repair --json");
-    assert_eq!(
-        report["repair"]["names_set_aside"]
-            .as_array()
-            .unwrap()
-            .len(),
-        4
-    );
-    assert_eq!(report["findings"], serde_json::json!([]));
+    let repair = sandbox.run("fsck --repair --json");
+    assert_eq!(repair.code, 5);
+    let report: serde_json::Value = serde_json::from_str(&repair.stdout).unwrap();
+    // What is called like no ref, and is none, was no name.
+    let set_aside = report["repair"]["names_set_aside"].as_array().unwrap();
+    assert_eq!(set_aside.len(), 1);
+    assert_eq!(report["findings"].as_array().unwrap().len(), 1);
+    assert_eq!(report["lost_names"][0]["name"], "localhost/os:v3");
     assert!(sandbox.path("store/damaged/directory/file").exists());
     sandbox.good("gc");
     assert_eq!(sandbox.json("images --json").as_array().unwrap().len(), 2);
