@@ -79,6 +79,8 @@ pub struct GcReport {
     pub set_aside: Vec<SetAside>,
     /// How many images stay for these alone.
     pub kept_unnamed: u64,
+    /// The bytes of what stays under every policy, where that is more than the policy allows.
+    pub too_much: Option<u64>,
 }
 
 /// An earlier image that a name forgets. It goes unless something else holds it.
@@ -154,6 +156,16 @@ impl Store {
     /// Removes everything that no ref, pin or live transaction reaches, and what the policy makes names
     /// forget; with `dry_run`, only says what.
     pub fn gc(&self, policy: &GcPolicy, dry_run: bool) -> Result<GcReport, GcError> {
+        self.gc_without(policy, dry_run, &[])
+    }
+
+    /// Does the same as if these pins had been given up: for a dry run.
+    pub fn gc_without(
+        &self,
+        policy: &GcPolicy,
+        dry_run: bool,
+        given_up: &[String],
+    ) -> Result<GcReport, GcError> {
         let lock = if dry_run {
             let parts = self.check_parts();
             parts.map_err(self.gc_failed("tell what is garbage"))?;
@@ -175,8 +187,11 @@ impl Store {
             GcPolicy::default()
         };
         let mut marking = Marking::new(self, policy);
-        self.mark_roots(&mut marking, &refs, &transactions.live)?;
-        let forgotten = choose(&mut marking, &refs, &items)?;
+        self.mark_roots(&mut marking, &refs, given_up, &transactions.live)?;
+        let Choice {
+            forgotten,
+            too_much,
+        } = choose(&mut marking, &refs, &items)?;
         let kept_unnamed = if set_aside.is_empty() {
             0
         } else {
@@ -186,6 +201,7 @@ impl Store {
             forgotten,
             set_aside,
             kept_unnamed,
+            too_much,
             abandoned: transactions.dead.len() as u64,
             abandoned_bytes: self.abandoned_bytes(&transactions)?,
             ..GcReport::default()
@@ -230,6 +246,7 @@ impl Store {
         &self,
         marking: &mut Marking<'_>,
         refs: &[RefDocument],
+        given_up: &[String],
         live: &[Item],
     ) -> Result<(), GcError> {
         let mut images = Vec::new();
@@ -238,6 +255,9 @@ impl Store {
             marking.documents(document.target.manifest, document.target.config)?;
         }
         for pin in self.pins().map_err(GcError::Refs)? {
+            if given_up.contains(&pin.name) {
+                continue;
+            }
             images.push(pin.root.image);
             marking.documents(pin.manifest, pin.config)?;
         }
@@ -395,12 +415,19 @@ struct Transactions {
     dead: Vec<(std::ffi::OsString, Lock)>,
 }
 
+/// What a policy comes to.
+struct Choice {
+    forgotten: Vec<Forgotten>,
+    /// See [`GcReport::too_much`].
+    too_much: Option<u64>,
+}
+
 /// Decides which earlier images stay, marks those, and returns the others.
 fn choose(
     marking: &mut Marking<'_>,
     refs: &[RefDocument],
     items: &[Item],
-) -> Result<Vec<Forgotten>, GcError> {
+) -> Result<Choice, GcError> {
     let policy = marking.policy;
     let mut forgotten = Vec::new();
     // With the moment at which each was replaced.
@@ -434,7 +461,10 @@ fn choose(
             let target = &document.history[position];
             marking.documents(target.manifest, target.config)?;
         }
-        return Ok(forgotten);
+        return Ok(Choice {
+            forgotten,
+            too_much: None,
+        });
     };
     let sizes: HashMap<Item, u64> = marking.store.sized(items).into_iter().collect();
     let bytes_of = |kept: &HashSet<Item>| {
@@ -443,28 +473,35 @@ fn choose(
         })
     };
     let mut total = bytes_of(&marking.kept);
-    // The newest first; the first one that does not fit takes all older ones with it.
+    let too_much = (total > max).then_some(total);
+    // The newest first; the first one that does not fit takes all older ones with it, but for those that
+    // something else keeps whole: to forget them frees nothing.
     staying.sort_by_key(|(replaced, ..)| std::cmp::Reverse(*replaced));
     let mut full = false;
     for (_, document, position) in staying {
         let target = &document.history[position];
-        if !full {
-            let mut more = Marking::new(marking.store, policy);
-            more.image(target.root.image)?;
-            more.documents(target.manifest, target.config)?;
-            more.kept.retain(|item| !marking.kept.contains(item));
-            let with = total.saturating_add(bytes_of(&more.kept));
-            if with <= max {
-                total = with;
-                marking.kept.extend(more.kept);
-                continue;
-            }
-            full = true;
+        if target.items().all(|item| marking.kept.contains(&item)) {
+            continue;
         }
+        let mut more = Marking::new(marking.store, policy);
+        more.image(target.root.image)?;
+        more.documents(target.manifest, target.config)?;
+        more.kept.retain(|item| !marking.kept.contains(item));
+        let cost = bytes_of(&more.kept);
+        let with = total.saturating_add(cost);
+        if cost == 0 || (!full && with <= max) {
+            total = with;
+            marking.kept.extend(more.kept);
+            continue;
+        }
+        full = true;
         forgotten.push(Forgotten::new(document, position, Reason::Size));
     }
     forgotten.sort_by(|one, other| (&one.name, one.back).cmp(&(&other.name, other.back)));
-    Ok(forgotten)
+    Ok(Choice {
+        forgotten,
+        too_much,
+    })
 }
 
 impl Forgotten {

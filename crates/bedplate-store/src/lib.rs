@@ -73,7 +73,9 @@ pub use look::{Look, Scope, Unsteady, look};
 pub use object::{ReadContentError, objects_of, sized_objects_of};
 pub use parts::PartError;
 pub use place::Misfit;
-pub use refs::{DocumentError, Pin, Ref, RefTarget, RefsError, SetAside};
+pub use refs::{
+    DocumentError, MountHold, MountState, Pin, Ref, RefTarget, RefsError, SeenMounts, SetAside,
+};
 pub use scan::{ContentSink, DigestOnly, ScanError, ScanObserver, scan};
 pub use stat_cache::Remembering;
 pub use store::{BLOB_MAX, CreateError, OpenError, ReadStoreError, Sealing, Store};

@@ -400,6 +400,19 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             "`bedplate fsck --repair` sets the file aside, and says how to give the name again",
         );
     }
+    if let Some(RefsError::Damaged { path, .. } | RefsError::Misplaced { path, .. }) =
+        refs_error(error)
+        && path.parent().is_some_and(|parent| parent.ends_with("pins"))
+    {
+        return Some((
+            Blame::Damage,
+            Some(format!(
+                "it holds the image of a mount or a deployment: nothing mends it, and nothing is collected \
+                 meanwhile; remove {} once what it was for is gone",
+                path.display()
+            )),
+        ));
+    }
     if let Some(RefsError::Damaged { .. } | RefsError::Misplaced { .. }) = refs_error(error) {
         return say(Blame::Damage, DAMAGE_HINT);
     }

@@ -463,7 +463,7 @@ pub(crate) struct Gc {
     #[arg(long, value_name = "AGE", value_parser = age)]
     pub(crate) older_than: Option<u64>,
     /// Forget earlier images of names, the longest replaced first, until the store has at most this size,
-    /// such as 20G
+    /// such as 20G; what nothing is freed by is not forgotten
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_size: Option<u64>,
     /// Print a JSON document
@@ -698,13 +698,13 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// Parses a size: a number of bytes, or one with K, M, G or T (powers of 1024).
 fn size(text: &str) -> Result<u64, String> {
     let wrong = || "a size is a number, with K, M, G or T for powers of 1024".to_owned();
-    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
+    let digits = text.trim_end_matches(['K', 'M', 'G', 'T', 'k', 'm', 'g', 't']);
     let shift = match &text[digits.len()..] {
         "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
         _ => return Err(wrong()),
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
@@ -736,6 +736,7 @@ mod tests {
     #[test]
     fn sizes_have_one_unit_at_most() {
         assert_eq!(size("4G"), Ok(4 << 30));
+        assert_eq!(size("4k"), Ok(4 << 10));
         assert_eq!(size("512"), Ok(512));
         for text in ["", "G", "4GG", "-1", "99999999999T"] {
             assert!(size(text).is_err(), "{text}");

@@ -3,6 +3,7 @@
 //! ```text
 //! main ── cli      what a person typed
 //!      ── host     what the surroundings say, read once
+//!      ── mounts   what is mounted, for mounts that others took off
 //!      ── verbs    one file for each verb: calls the libraries, draws the result
 //!      ── render   tables, JSON, progress
 //!      ── output   standard output, and what its failures mean
@@ -15,6 +16,7 @@ mod blame;
 mod cli;
 mod context;
 mod host;
+mod mounts;
 mod output;
 mod render;
 mod verbs;

@@ -20,7 +20,7 @@ use bedplate_model::{ImageName, Sha256};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{DocumentError, Pin, Ref, RefTarget, RefsError};
+use super::{DocumentError, MountHold, Pin, Ref, RefTarget, RefsError};
 use crate::store::sha256;
 
 const REF_FORMAT: &str = "bedplate-ref";
@@ -87,6 +87,9 @@ pub(super) struct PinDocument {
     header: FormatHeader,
     #[serde(flatten)]
     pub(super) pin: Pin,
+    /// Of a mount: what it takes to know when it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) mount: Option<MountHold>,
 }
 
 impl RefDocument {
@@ -202,10 +205,11 @@ pub(super) fn verify(bytes: &[u8], check: Option<Sha256>) -> Result<(), Document
 }
 
 impl PinDocument {
-    pub(super) fn new(pin: &Pin) -> Self {
+    pub(super) fn new(pin: &Pin, mount: Option<&MountHold>) -> Self {
         Self {
             header: FormatHeader::new(PIN_FORMAT, VERSION),
             pin: pin.clone(),
+            mount: mount.cloned(),
         }
     }
 

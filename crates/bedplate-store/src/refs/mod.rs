@@ -13,6 +13,7 @@
 mod aside;
 mod change;
 mod document;
+mod hold;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -35,6 +36,7 @@ pub(crate) use change::RefChanges;
 pub use document::HISTORY_MAX;
 use document::PinDocument;
 pub(crate) use document::RefDocument;
+pub use hold::{MountHold, MountState, SeenMounts};
 
 /// More bytes than any ref or pin has.
 const DOCUMENT_MAX: u64 = 1 << 20;
@@ -407,6 +409,11 @@ impl Store {
     ///
     /// A pin outlives its process: what holds the image (a mount, a deployment) does too.
     pub fn pin(&self, pin: &Pin) -> Result<(), RefsError> {
+        self.write_pin(&PinDocument::new(pin, None))
+    }
+
+    fn write_pin(&self, document: &PinDocument) -> Result<(), RefsError> {
+        let pin = &document.pin;
         let path = self.pin_path(&pin.name)?;
         let write = |source| RefsError::Write {
             path: path.clone(),
@@ -417,8 +424,7 @@ impl Store {
         if !self.has(&Item::Image(pin.root.image)) {
             return Err(RefsError::NoImage(pin.root));
         }
-        let bytes = PinDocument::new(pin).to_bytes();
-        bedplate_sys::durable::replace(&path, &bytes, 0o600).map_err(write)?;
+        bedplate_sys::durable::replace(&path, &document.to_bytes(), 0o600).map_err(write)?;
         drop(naming);
         Ok(())
     }
@@ -440,6 +446,13 @@ impl Store {
 
     /// Reads every pin; each may fail by itself.
     pub(crate) fn each_pin(&self) -> Result<Vec<Result<Pin, RefsError>>, RefsError> {
+        let documents = self.each_pin_document()?.into_iter();
+        Ok(documents
+            .map(|document| document.map(|document| document.pin))
+            .collect())
+    }
+
+    fn each_pin_document(&self) -> Result<Vec<Result<PinDocument, RefsError>>, RefsError> {
         let paths = match files_in(&self.path().join("pins")) {
             // A copy of a store may have left out what was empty; who writes to it makes it again.
             Err(RefsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -481,16 +494,16 @@ impl Store {
     }
 }
 
-fn pin_of(bytes: &[u8], path: PathBuf) -> Result<Pin, RefsError> {
-    let PinDocument { pin, .. } = PinDocument::parse(bytes, &path)?;
+fn pin_of(bytes: &[u8], path: PathBuf) -> Result<PinDocument, RefsError> {
+    let document = PinDocument::parse(bytes, &path)?;
     // Whoever gives up one of the two would otherwise give up the other.
-    if path.file_name() != Some(pin.name.as_ref()) {
+    if path.file_name() != Some(document.pin.name.as_ref()) {
         return Err(RefsError::Misplaced {
             path,
-            found: pin.name,
+            found: document.pin.name,
         });
     }
-    Ok(pin)
+    Ok(document)
 }
 
 /// Puts what a journal says in the place of what the refs' files say.

@@ -226,6 +226,32 @@ fn gc_forgets_by_count_age_and_size() {
 }
 
 #[test]
+fn a_size_makes_no_name_forget_what_another_one_keeps() {
+    let place = Place::new();
+    let kept = place.commit("os", 1, 10);
+    place.tag(kept, &["release"], 15);
+    place.commit("os", 2, 20);
+    place.commit("os", 3, 30);
+    let policy = GcPolicy {
+        max_bytes: Some(1),
+        ..GcPolicy::default()
+    };
+    let report = place.store.gc(&policy, false).unwrap();
+    let forgotten: Vec<_> = report.forgotten.iter().map(|it| it.back).collect();
+    assert_eq!(forgotten, [1], "the second image, and not the first");
+    assert_eq!(place.roots("os").len(), 2);
+    assert_eq!(place.roots("os")[1], kept);
+    // It cannot be reached: this much stays.
+    let least = report.too_much.unwrap();
+    let all = GcPolicy {
+        max_bytes: Some(least),
+        ..GcPolicy::default()
+    };
+    let report = place.store.gc(&all, false).unwrap();
+    assert_eq!((report.forgotten.len(), report.too_much), (0, None));
+}
+
+#[test]
 fn what_another_name_or_a_pin_holds_stays_when_one_forgets_it() {
     let place = Place::new();
     let first = place.commit("os:v1", 0, 1);

@@ -21,6 +21,11 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "note: {text}");
 }
 
+/// Prints how many there are of something: `1 item`, `2 items`.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Prints how long ago something was: `3 minutes ago`.
 pub(crate) fn ago(then: i64, now: i64) -> String {
     let seconds = now.saturating_sub(then);
@@ -32,7 +37,7 @@ pub(crate) fn ago(then: i64, now: i64) -> String {
         3600..86400 => (seconds / 3600, "hour"),
         _ => (seconds / 86400, "day"),
     };
-    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+    format!("{} ago", counted(count as u64, unit))
 }
 
 /// Prints a point in time in RFC 3339 (UTC).

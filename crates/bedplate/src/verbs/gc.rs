@@ -12,8 +12,9 @@ use super::fsck::give_again;
 use crate::Answer;
 use crate::cli::Gc;
 use crate::context::Context;
+use crate::mounts;
 use crate::render::table::Table;
-use crate::render::{bytes, json, moment, short};
+use crate::render::{bytes, counted, json, moment, short};
 
 /// What was removed, for programs.
 #[derive(Serialize)]
@@ -34,6 +35,11 @@ struct Report {
     lost_names: Vec<LostName>,
     /// How many images stay for those alone.
     kept_unnamed: u64,
+    /// Only where `--max-size` cannot be reached: what stays whatever is forgotten.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    least_bytes: Option<u64>,
+    /// Pins of mounts that are gone.
+    given_up_mounts: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -68,41 +74,68 @@ pub(super) fn run(gc: &Gc, context: &mut Context<'_>) -> anyhow::Result<Answer> 
         max_bytes: gc.max_size,
         ..GcPolicy::default()
     };
+    let attempted = || format!("cannot collect garbage in {}", store.path().display());
+    let mut given_up = Vec::new();
+    for (pin, hold) in mounts::gone(&store).with_context(attempted)? {
+        if gc.dry_run
+            || store
+                .give_up_mount(&pin.name, &hold)
+                .with_context(attempted)?
+        {
+            given_up.push(pin.name);
+        }
+    }
     let report = store
-        .gc(&policy, gc.dry_run)
-        .with_context(|| format!("cannot collect garbage in {}", store.path().display()))?;
+        .gc_without(&policy, gc.dry_run, &given_up)
+        .with_context(attempted)?;
     let images = images(&report);
     if gc.json {
-        json(context.out, &document(gc.dry_run, &report, images))?;
+        let document = document(gc.dry_run, &report, images, given_up);
+        json(context.out, &document)?;
         return Ok(Answer::Yes);
     }
     let out = &mut *context.out;
+    let (forget, remove) = if gc.dry_run {
+        ("FORGET", "would remove")
+    } else {
+        ("FORGOT", "removed")
+    };
+    for name in &given_up {
+        writeln!(
+            out,
+            "the mount of {name} is gone; {} its image",
+            if gc.dry_run {
+                "it would no longer hold"
+            } else {
+                "it no longer holds"
+            }
+        )?;
+    }
+    forgotten(out, forget, &report)?;
     if gc.dry_run {
         plan(out, &report, images)?;
     }
     writeln!(
         out,
-        "{} {} items with {}; {} stay",
-        if gc.dry_run {
-            "would remove"
-        } else {
-            "removed"
-        },
-        report.removed.len(),
+        "{remove} {} with {}; {} stay",
+        counted(report.removed.len() as u64, "item"),
         bytes(report.removed_bytes()),
         report.kept,
     )?;
     if report.abandoned > 0 {
         writeln!(
             out,
-            "{} what {} abandoned transactions had written, {}",
-            if gc.dry_run {
-                "would remove"
-            } else {
-                "removed"
-            },
-            report.abandoned,
+            "{remove} what {} had written, {}",
+            counted(report.abandoned, "abandoned transaction"),
             bytes(report.abandoned_bytes),
+        )?;
+    }
+    if let (Some(least), Some(max)) = (report.too_much, gc.max_size) {
+        writeln!(
+            out,
+            "the store cannot have at most {}: what names point at now, mounts and deployments take {}",
+            bytes(max),
+            bytes(least),
         )?;
     }
     kept_for_names(out, &report)?;
@@ -142,10 +175,10 @@ fn kept_for_names(out: &mut dyn Write, report: &GcReport) -> io::Result<()> {
     Ok(())
 }
 
-/// Draws what would be done.
-fn plan(out: &mut dyn Write, report: &GcReport, images: Vec<Image>) -> io::Result<()> {
+/// Draws what names forget.
+fn forgotten(out: &mut dyn Write, title: &str, report: &GcReport) -> io::Result<()> {
     if !report.forgotten.is_empty() {
-        let mut table = Table::new(["FORGET", "ROOT DIGEST", "CREATED", "BECAUSE"]);
+        let mut table = Table::new([title, "ROOT DIGEST", "CREATED", "BECAUSE"]);
         for entry in &report.forgotten {
             table.row([
                 format!("{}~{}", entry.name, entry.back),
@@ -156,6 +189,11 @@ fn plan(out: &mut dyn Write, report: &GcReport, images: Vec<Image>) -> io::Resul
         }
         table.write(out)?;
     }
+    Ok(())
+}
+
+/// Draws what would be done.
+fn plan(out: &mut dyn Write, report: &GcReport, images: Vec<Image>) -> io::Result<()> {
     if !images.is_empty() {
         let mut table = Table::new(["REMOVE", "SIZE", "BECAUSE"]);
         for image in images {
@@ -213,7 +251,7 @@ fn images(report: &GcReport) -> Vec<Image> {
         .collect()
 }
 
-fn document(dry_run: bool, report: &GcReport, images: Vec<Image>) -> Report {
+fn document(dry_run: bool, report: &GcReport, images: Vec<Image>, given_up: Vec<String>) -> Report {
     let objects = report.removed.iter();
     let objects = objects.filter(|(item, _)| matches!(item, Item::Object(_)));
     Report {
@@ -250,6 +288,8 @@ fn document(dry_run: bool, report: &GcReport, images: Vec<Image>) -> Report {
             })
             .collect(),
         kept_unnamed: report.kept_unnamed,
+        least_bytes: report.too_much,
+        given_up_mounts: given_up,
     }
 }
 

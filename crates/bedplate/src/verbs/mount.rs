@@ -4,13 +4,15 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use bedplate_model::layout;
-use bedplate_store::{Pin, RefsError, Sealing};
+use bedplate_store::{MountState, Pin, RefsError, Sealing};
 use bedplate_sys::mount::{self, ImageMount, Unmount, Verity};
 
 use crate::Answer;
 use crate::blame::{Blame, Refusal};
 use crate::cli::{Mount, Umount};
 use crate::context::{Context, find_image};
+use crate::mounts;
+use crate::render::note;
 
 pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store_as_it_is()?;
@@ -23,6 +25,13 @@ pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Res
         )
     };
     let at = arguments.directory.canonicalize().with_context(attempted)?;
+    if !at.is_dir() {
+        return Err(Refusal::usage(
+            format!("{}: {} is no directory", attempted(), at.display()),
+            "name a directory that is there",
+        )
+        .into());
+    }
     if mount::is_mount_point(&at).with_context(attempted)? {
         return Err(Refusal::usage(
             format!("{}: something is mounted there", attempted()),
@@ -59,10 +68,16 @@ pub(super) fn mount(arguments: &Mount, context: &mut Context<'_>) -> anyhow::Res
         manifest: target.manifest,
         config: target.config,
     };
-    apart(context, || store.pin(&pin)).with_context(attempted)?;
+    let mut hold = mounts::hold().with_context(attempted)?;
+    apart(context, || store.pin_mount(&pin, &hold)).with_context(attempted)?;
     if let Err(error) = mount::mount_image(&image, store.objects_dir(), &at, &how) {
         apart(context, || store.unpin(&pin.name)).with_context(attempted)?;
         return Err(anyhow::Error::new(error).context(attempted()));
+    }
+    // Where this cannot be written, the pin holds until the next boot, or until `bedplate umount`.
+    if let Ok(device) = mounts::device_at(&at) {
+        hold.device = Some(device);
+        let _ = apart(context, || store.pin_mount(&pin, &hold));
     }
     Ok(Answer::Yes)
 }
@@ -71,6 +86,13 @@ pub(super) fn umount(arguments: &Umount, context: &mut Context<'_>) -> anyhow::R
     let attempted = || format!("cannot unmount {}", arguments.directory.display());
     let at = arguments.directory.canonicalize().with_context(attempted)?;
     if !mount::is_mount_point(&at).with_context(attempted)? {
+        if give_up(&at, context).with_context(attempted)? {
+            note(&format!(
+                "nothing is mounted at {} any more; the image that was is no longer held",
+                at.display()
+            ));
+            return Ok(Answer::Yes);
+        }
         return Err(Refusal::usage(
             format!("{}: nothing is mounted there", attempted()),
             "`findmnt` lists what is mounted where",
@@ -92,6 +114,29 @@ pub(super) fn umount(arguments: &Umount, context: &mut Context<'_>) -> anyhow::R
         apart(context, || store.unpin(&pin_name(&at))).with_context(attempted)?;
     }
     Ok(Answer::Yes)
+}
+
+/// Gives up the pin of a mount that somebody else took off; returns whether there was one.
+fn give_up(at: &Path, context: &Context<'_>) -> anyhow::Result<bool> {
+    let Ok(store) = context.store_as_it_is() else {
+        return Ok(false);
+    };
+    let name = pin_name(at);
+    if !store.pins()?.iter().any(|pin| pin.name == name) {
+        return Ok(false);
+    }
+    let seen = mounts::see()?;
+    let pins = store.mount_pins()?;
+    let hold = pins.iter().find(|(pin, _)| pin.name == name);
+    if hold.is_some_and(|(_, hold)| hold.state(&seen) == MountState::Mounted) {
+        return Err(Refusal::usage(
+            format!("it is mounted at {} for other processes only", at.display()),
+            "take it off in their mount namespace: `nsenter -t PID -m`",
+        )
+        .into());
+    }
+    apart(context, || store.unpin(&name))?;
+    Ok(true)
 }
 
 /// Changes the store. On a machine it is writable only among mounts of one's own, which a thread can

@@ -448,6 +448,72 @@ fn a_mounted_image_is_the_committed_directory_and_gc_leaves_it_alone() {
 }
 
 #[test]
+fn the_pin_of_a_mount_that_somebody_else_took_off_is_given_up() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not root: nothing can be mounted");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    std::fs::create_dir(sandbox.path("at")).unwrap();
+    std::fs::write(sandbox.path("file"), "").unwrap();
+    let run = sandbox.run("mount os:v1 file");
+    assert_eq!(run.code, 2, "{}", run.stderr);
+    assert!(run.stderr.contains("is no directory"), "{}", run.stderr);
+    let pins = || walk(&sandbox.path("store/pins"));
+    let taken_off = || {
+        let at = sandbox.path("at");
+        assert!(Command::new("umount").arg(&at).status().unwrap().success());
+    };
+
+    sandbox.good("mount os:v1 at");
+    assert_eq!(
+        sandbox.json("gc --json")["given_up_mounts"],
+        serde_json::json!([]),
+        "it is there"
+    );
+    taken_off();
+    let run = sandbox.run("umount at");
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains("no longer held"), "{}", run.stderr);
+    assert!(pins().is_empty());
+
+    // Another boot: whatever is mounted now is another mount.
+    sandbox.good("mount os:v1 at");
+    taken_off();
+    let pin = pins().pop().unwrap();
+    let text = std::fs::read_to_string(&pin).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert!(text.contains(boot.trim()), "{text}");
+    std::fs::write(&pin, text.replace(boot.trim(), "another")).unwrap();
+    sandbox.good("untag os:v1");
+    let plan = sandbox.json("gc --dry-run --json");
+    assert_eq!(
+        (
+            &plan["removed"],
+            plan["given_up_mounts"].as_array().unwrap().len()
+        ),
+        (&2.into(), 1)
+    );
+    assert_eq!(pins().len(), 1, "a dry run changes nothing");
+    let gc = sandbox.json("gc --json");
+    assert_eq!(gc["removed"], 2, "{gc}");
+    assert!(pins().is_empty());
+
+    // A pin that cannot be read is named, with what to do.
+    sandbox.good("commit tree os:v1");
+    std::fs::write(&pin, "garbage").unwrap();
+    let gc = sandbox.run("gc");
+    assert_eq!(gc.code, 5, "{}", gc.stderr);
+    assert!(
+        gc.stderr.contains("once what it was for is gone"),
+        "{}",
+        gc.stderr
+    );
+}
+
+#[test]
 fn a_ref_that_cannot_be_read_is_damage_and_keeps_gc_from_collecting() {
     let sandbox = Sandbox::new();
     sandbox.tree("tree");
