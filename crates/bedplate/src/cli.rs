@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use bedplate_build::lint::LINTS;
+use bedplate_model::image::ParseImageNameError;
 use bedplate_model::{DeploymentSelector, ErofsVersion, ImageName, ImageSelector, human};
 use bedplate_transport::Recipe;
 use clap::builder::PossibleValuesParser;
@@ -322,7 +323,7 @@ pub(crate) struct Tag {
 #[derive(Debug, Args)]
 pub(crate) struct Untag {
     /// The names
-    #[arg(value_name = "REF", required = true)]
+    #[arg(value_name = "REF", required = true, value_parser = whole_name)]
     pub(crate) names: Vec<ImageName>,
 }
 
@@ -399,6 +400,9 @@ pub(crate) struct Diff {
     /// Leave out files and directories that differ in their modification time alone
     #[arg(long)]
     pub(crate) ignore_times: bool,
+    /// End with exit code 1 where anything differs; without this, a difference is no failure (0)
+    #[arg(long)]
+    pub(crate) exit_code: bool,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -709,6 +713,18 @@ fn size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// Parses a name that is taken away with all that it remembers.
+fn whole_name(text: &str) -> Result<ImageName, String> {
+    if let Some((name, _)) = text.split_once('~') {
+        return Err(format!(
+            "~ and a number mean an earlier image of {name}, which has no name of its own: `bedplate untag {name}` \
+             takes the name away with all its images, `bedplate gc --keep N` makes names forget earlier ones"
+        ));
+    }
+    text.parse()
+        .map_err(|error: ParseImageNameError| error.to_string())
 }
 
 /// Parses how many images a name keeps.

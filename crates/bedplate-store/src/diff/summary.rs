@@ -8,7 +8,7 @@ use bedplate_model::{Content, FileContent, Name, Node, Tree, TreePath, layout};
 use bedplate_sys::files;
 
 use super::packages::{self as dpkg, Package, PackageChange, ParsePackagesError};
-use super::{Change, parse_rpm_bdb, parse_rpm_ndb, parse_rpm_sqlite};
+use super::{Aspect, Change, ChangeKind, parse_rpm_bdb, parse_rpm_ndb, parse_rpm_sqlite};
 use crate::store::{ReadStoreError, Store};
 
 /// Where dpkg's database lies, the first that is there counts: where `build` moves it, where Debian has it.
@@ -64,6 +64,8 @@ pub enum Packages {
     UnknownAfter,
     /// Neither has.
     Unknown,
+    /// One has a database that cannot be read.
+    Unreadable,
 }
 
 impl Packages {
@@ -71,7 +73,7 @@ impl Packages {
     pub fn changes(&self) -> Option<&[PackageChange]> {
         match self {
             Self::Compared(changes) => Some(changes),
-            Self::UnknownBefore | Self::UnknownAfter | Self::Unknown => None,
+            Self::UnknownBefore | Self::UnknownAfter | Self::Unknown | Self::Unreadable => None,
         }
     }
 }
@@ -83,8 +85,39 @@ pub struct KernelChanges {
     pub added: Vec<String>,
     /// In the first alone.
     pub removed: Vec<String>,
+    /// In both, with another kernel (`vmlinuz`) under the same release.
+    pub changed: Vec<String>,
     /// In both.
     pub kept: Vec<String>,
+}
+
+impl KernelChanges {
+    fn between(from: &Tree, to: &Tree) -> Self {
+        let (olds, news) = (kernels(from), kernels(to));
+        let list = |set: BTreeSet<&String>| -> Vec<String> { set.into_iter().cloned().collect() };
+        let kept = list(olds.intersection(&news).collect());
+        let differs = |release: &&String| {
+            let [old, new] = [from, to].map(|tree| {
+                let kernel = tree.lookup(&path(&[layout::MODULES, release, layout::VMLINUZ]));
+                kernel.map(|id| &tree.node(id).content)
+            });
+            match (old, new) {
+                (Some(Content::File(old)), Some(Content::File(new))) => old != new,
+                _ => false, // as any other path
+            }
+        };
+        Self {
+            added: list(news.difference(&olds).collect()),
+            removed: list(olds.difference(&news).collect()),
+            changed: kept.iter().filter(differs).cloned().collect(),
+            kept,
+        }
+    }
+
+    /// Returns whether both have the same kernels.
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+    }
 }
 
 /// Paths of one kind that came, went and changed.
@@ -176,17 +209,20 @@ pub fn summarize(
         (Some(_), None) => Packages::UnknownAfter,
         (None, None) => Packages::Unknown,
     };
-    let (olds, news) = (kernels(from), kernels(to));
-    let list = |set: BTreeSet<&String>| set.into_iter().cloned().collect();
     let mut paths = PathCounts::default();
     let mut units = PathChanges::default();
     let mut setuid = PathChanges::default();
     let mut capabilities = PathChanges::default();
     for change in changes {
         match &change.kind {
-            super::ChangeKind::Added => paths.added += 1,
-            super::ChangeKind::Removed => paths.removed += 1,
-            super::ChangeKind::Changed(_) => paths.changed += 1,
+            ChangeKind::Added => paths.added += 1,
+            ChangeKind::Removed => paths.removed += 1,
+            ChangeKind::Changed(_) => paths.changed += 1,
+        }
+        // What was touched and is the same is no news of a unit or a privilege.
+        if matches!(&change.kind, ChangeKind::Changed(aspects) if aspects.iter().all(|it| *it == Aspect::Time))
+        {
+            continue;
         }
         let [before, after] = [from, to].map(|tree| {
             let node = tree.lookup(&change.path).map(|id| tree.node(id));
@@ -212,11 +248,7 @@ pub fn summarize(
     }
     Summary {
         packages,
-        kernels: KernelChanges {
-            added: list(news.difference(&olds).collect()),
-            removed: list(olds.difference(&news).collect()),
-            kept: list(olds.intersection(&news).collect()),
-        },
+        kernels: KernelChanges::between(from, to),
         units,
         setuid,
         capabilities,
@@ -278,25 +310,33 @@ impl<'a> Databases<'a> {
         }
     }
 
-    /// Reads the first database that is there.
+    /// Reads the first database of each kind: a system may have several.
     fn packages(mut self) -> Result<Option<Vec<Package>>, SummaryError> {
+        let mut all: Option<Vec<Package>> = None;
+        let mut add = |packages: Option<Vec<Package>>| {
+            let is_there = packages.is_some();
+            if let Some(packages) = packages {
+                all.get_or_insert_default().extend(packages);
+            }
+            is_there
+        };
         for directory in DPKG {
-            if let Some(packages) = self.dpkg(directory)? {
-                return Ok(Some(packages));
+            if add(self.dpkg(directory)?) {
+                break;
             }
         }
         for directory in APK {
             let installed = path(&[directory, "installed"]);
-            if let Some(packages) = self.parsed(installed, dpkg::parse_apk_installed)? {
-                return Ok(Some(packages));
+            if add(self.parsed(installed, dpkg::parse_apk_installed)?) {
+                break;
             }
         }
         for directory in RPM {
-            if let Some(packages) = self.rpm(directory)? {
-                return Ok(Some(packages));
+            if add(self.rpm(directory)?) {
+                break;
             }
         }
-        Ok(None)
+        Ok(all)
     }
 
     /// Reads dpkg's list, and the descriptions beside it that images without a dpkg of their own have.

@@ -2,12 +2,15 @@
 //!
 //! Files that have not changed since the last commit are not read again, unless `--no-cache` is given.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use bedplate_model::{ImageName, RootDigest, RuleSet, Tree};
 use bedplate_store::{CommitError, PutError, Remembering, Store, Transaction};
 use serde::Serialize;
 
 use crate::Answer;
+use crate::blame::Refusal;
 use crate::cli::Commit;
 use crate::context::{Context, tag_name};
 use crate::render::json;
@@ -24,6 +27,16 @@ pub(super) fn run(commit: &Commit, context: &mut Context<'_>) -> anyhow::Result<
     let name = tag_name(&commit.name)?;
     let store = context.writable_store()?;
     let attempted = || format!("cannot commit {}", commit.directory.display());
+    let [of_store, of_tree] = [store.path(), &commit.directory].map(Path::canonicalize);
+    if let (Ok(of_store), Ok(of_tree)) = (of_store, of_tree)
+        && of_tree.starts_with(&of_store)
+    {
+        return Err(Refusal::usage(
+            format!("{}: it is in the store itself", attempted()),
+            "name the directory of a system; `cp -a` copies a store",
+        )
+        .into());
+    }
     let progress = Progress::new(context.quiet);
     let cached = if commit.no_cache {
         None

@@ -9,7 +9,8 @@ use anyhow::Context as _;
 use bedplate_model::TreePath;
 use bedplate_store::Unsteady;
 use bedplate_store::diff::{
-    Change, ChangeKind, PackageChange, Packages, PathChanges, Summary, ignore_times, summarize,
+    Change, ChangeKind, KernelChanges, PackageChange, Packages, PathChanges, Summary, ignore_times,
+    summarize,
 };
 use bedplate_store::look::set_aside;
 use serde::Serialize;
@@ -23,10 +24,14 @@ use crate::render::{bytes, json, note};
 /// A difference, for programs.
 #[derive(Serialize)]
 struct Difference {
-    /// Null where one of the two has no package database that is known.
+    /// Null where one of the two has no package database that is known, or one that cannot be read.
     packages: Option<Vec<Package>>,
+    /// Databases of packages that cannot be read, and why.
+    packages_unreadable: Vec<Unreadable>,
     kernels_added: Vec<String>,
     kernels_removed: Vec<String>,
+    /// Another kernel under the same release.
+    kernels_changed: Vec<String>,
     units: Paths,
     setuid: Paths,
     capabilities: Paths,
@@ -42,6 +47,13 @@ struct Difference {
     left_out: Vec<String>,
     /// What was not compared because it changed while it was read, or vanished.
     unsteady: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Unreadable {
+    /// The image or directory, as it was given.
+    of: String,
+    reason: String,
 }
 
 /// Paths of one kind.
@@ -95,11 +107,30 @@ pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answ
     if diff.ignore_times {
         ignore_times(&mut changes);
     }
-    let summary = summarize(
+    let differ = !changes.is_empty();
+    let mut summary = summarize(
         &changes,
         (&old.tree, old.packages.take()),
         (&new.tree, new.packages.take()),
     );
+    let mut unreadable = Vec::new();
+    for (operand, side) in [(&diff.old, &mut old), (&diff.new, &mut new)] {
+        if let Some(reason) = side.broken_packages.take() {
+            note(&format!(
+                "the packages of {operand} cannot be compared: {reason}"
+            ));
+            summary.packages = Packages::Unreadable;
+            unreadable.push(Unreadable {
+                of: operand.clone(),
+                reason,
+            });
+        }
+    }
+    let answer = match (unreadable.is_empty(), diff.exit_code && differ) {
+        (false, _) => Answer::Damage,
+        (true, true) => Answer::No,
+        (true, false) => Answer::Yes,
+    };
     let paths = diff.files.then(|| paths(changes));
     for (operand, side) in [(&diff.old, &old), (&diff.new, &new)] {
         note_beyond(operand, &side.beyond);
@@ -107,7 +138,7 @@ pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answ
     let out = &mut *context.out;
     if diff.json {
         let beyond = [&old.beyond, &new.beyond];
-        json(out, &difference(summary, paths, beyond))?;
+        json(out, &difference(summary, unreadable, paths, beyond))?;
     } else {
         draw(out, &summary)?;
         for path in paths.iter().flatten() {
@@ -116,7 +147,7 @@ pub(super) fn run(diff: &Diff, context: &mut Context<'_>) -> anyhow::Result<Answ
     }
     // The program ends next: taking trees apart node by node would be a tenth of its work.
     mem::forget((old.tree, new.tree));
-    Ok(Answer::Yes)
+    Ok(answer)
 }
 
 /// Says on standard error what of a directory was not compared.
@@ -143,6 +174,7 @@ pub(super) fn draw(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     match &summary.packages {
         Packages::Unknown => writeln!(out, "Packages: neither has a package database")?,
         Packages::UnknownBefore => writeln!(out, "Packages: the first has no package database")?,
+        Packages::Unreadable => writeln!(out, "Packages: not compared, a database cannot be read")?,
         Packages::UnknownAfter => writeln!(out, "Packages: the second has no package database")?,
         Packages::Compared(changes) if changes.is_empty() => writeln!(out, "Packages: the same")?,
         Packages::Compared(changes) => {
@@ -161,32 +193,7 @@ pub(super) fn draw(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
             }
         }
     }
-    let kernels = &summary.kernels;
-    if kernels.added.is_empty() && kernels.removed.is_empty() {
-        writeln!(
-            out,
-            "Kernel:   {}",
-            if kernels.kept.is_empty() {
-                "none".into()
-            } else {
-                format!("the same ({})", kernels.kept.join(", "))
-            }
-        )?;
-    } else {
-        let list = |releases: &[String]| {
-            if releases.is_empty() {
-                "none".to_owned()
-            } else {
-                releases.join(", ")
-            }
-        };
-        writeln!(
-            out,
-            "Kernel:   {} → {}",
-            list(&kernels.removed),
-            list(&kernels.added)
-        )?;
-    }
+    draw_kernels(out, &summary.kernels)?;
     for (what, changes) in [
         ("Units:   ", &summary.units),
         ("Setuid:  ", &summary.setuid),
@@ -228,6 +235,35 @@ pub(super) fn draw(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     )
 }
 
+/// Draws all kernels of both where they are not the same.
+fn draw_kernels(out: &mut dyn Write, kernels: &KernelChanges) -> io::Result<()> {
+    let list = |others: &[String]| {
+        let all: BTreeSet<&str> = kernels.kept.iter().chain(others).map(|it| &**it).collect();
+        if all.is_empty() {
+            "none".to_owned()
+        } else {
+            all.into_iter().collect::<Vec<_>>().join(", ")
+        }
+    };
+    if kernels.is_empty() {
+        return if kernels.kept.is_empty() {
+            writeln!(out, "Kernel:   none")
+        } else {
+            writeln!(out, "Kernel:   the same ({})", list(&[]))
+        };
+    }
+    if kernels.added.is_empty() && kernels.removed.is_empty() {
+        writeln!(out, "Kernel:   {}", list(&[]))?;
+    } else {
+        let (old, new) = (list(&kernels.removed), list(&kernels.added));
+        writeln!(out, "Kernel:   {old} → {new}")?;
+    }
+    for release in &kernels.changed {
+        writeln!(out, "  ~ {release}: another kernel under the same release")?;
+    }
+    Ok(())
+}
+
 fn draw_path(out: &mut dyn Write, path: &Path) -> io::Result<()> {
     let sign = match path.change {
         "added" => '+',
@@ -264,7 +300,12 @@ fn paths(changes: Vec<Change>) -> Vec<Path> {
         .collect()
 }
 
-fn difference(summary: Summary, paths: Option<Vec<Path>>, beyond: [&Beyond; 2]) -> Difference {
+fn difference(
+    summary: Summary,
+    packages_unreadable: Vec<Unreadable>,
+    paths: Option<Vec<Path>>,
+    beyond: [&Beyond; 2],
+) -> Difference {
     let package = |change| match change {
         PackageChange::Added { name, version } => Package {
             name,
@@ -291,6 +332,8 @@ fn difference(summary: Summary, paths: Option<Vec<Path>>, beyond: [&Beyond; 2]) 
             .packages
             .changes()
             .map(|changes| changes.iter().cloned().map(package).collect()),
+        packages_unreadable,
+        kernels_changed: summary.kernels.changed,
         kernels_added: summary.kernels.added,
         kernels_removed: summary.kernels.removed,
         units: summary.units.into(),

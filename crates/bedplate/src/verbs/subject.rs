@@ -8,10 +8,10 @@ use std::thread;
 
 use anyhow::Context as _;
 use bedplate_model::{Algorithm, ImageSelector, RootDigest, Tree, TreePath};
-use bedplate_store::diff::{Package, packages, packages_of_directory};
+use bedplate_store::diff::{Package, SummaryError, packages, packages_of_directory};
 use bedplate_store::{DigestOnly, Look, Scope, Store, Unsteady};
 
-use crate::blame::Refusal;
+use crate::blame::{Refusal, sentence};
 use crate::context::{Context, find_image};
 
 /// Says where an image was not found, but a directory is called so.
@@ -75,6 +75,8 @@ pub(super) type Contents = (Tree, Option<Vec<Package>>);
 pub(super) struct Side {
     pub(super) tree: Tree,
     pub(super) packages: Option<Vec<Package>>,
+    /// Why its packages cannot be read, where it has a database that is broken.
+    pub(super) broken_packages: Option<String>,
     /// What a directory has beyond the tree.
     pub(super) beyond: Beyond,
 }
@@ -123,28 +125,52 @@ enum Source<'a> {
     },
 }
 
+fn read_tree(store: &Store, name: &ImageSelector, root: &RootDigest) -> anyhow::Result<Tree> {
+    let tree = store.tree(root);
+    tree.with_context(|| format!("cannot read {name}"))
+}
+
+impl Side {
+    /// Puts a side together. A database of packages that is broken keeps nobody from comparing the rest.
+    fn new(
+        packages: Result<Option<Vec<Package>>, SummaryError>,
+        tree: Tree,
+        beyond: Beyond,
+    ) -> anyhow::Result<Self> {
+        let (packages, broken_packages) = match packages {
+            Ok(packages) => (packages, None),
+            Err(error @ (SummaryError::Parse { .. } | SummaryError::ReadFile { .. })) => {
+                (None, Some(sentence(&error)))
+            }
+            // The store is damaged, and says more itself.
+            Err(error @ SummaryError::Read { .. }) => return Err(error.into()),
+        };
+        Ok(Self {
+            tree,
+            packages,
+            broken_packages,
+            beyond,
+        })
+    }
+}
+
 impl Source<'_> {
     /// Reads to compare: a directory as it is found, whatever happens in it meanwhile.
     fn look(&self) -> anyhow::Result<Side> {
-        let Self::Directory(path) = self else {
-            let (tree, packages) = self.read()?;
-            let beyond = Beyond::default();
-            return Ok(Side {
-                tree,
-                packages,
-                beyond,
-            });
+        let path = match self {
+            Self::Directory(path) => path,
+            Self::Image { name, store, root } => {
+                let tree = read_tree(store, name, root)?;
+                return Side::new(packages(store, &tree), tree, Beyond::default());
+            }
         };
         let Look {
             tree,
             left_out,
             unsteady,
         } = bedplate_store::look(path, scope_of(path)?, &DigestOnly(Algorithm::Sha256), &())?;
-        Ok(Side {
-            packages: packages_of_directory(path, &tree)?,
-            tree,
-            beyond: Beyond { left_out, unsteady },
-        })
+        let packages = packages_of_directory(path, &tree);
+        Side::new(packages, tree, Beyond { left_out, unsteady })
     }
 
     fn read(&self) -> anyhow::Result<Contents> {
@@ -156,9 +182,7 @@ impl Source<'_> {
                 Ok((tree, packages))
             }
             Self::Image { name, store, root } => {
-                let tree = store
-                    .tree(root)
-                    .with_context(|| format!("cannot read {name}"))?;
+                let tree = read_tree(store, name, root)?;
                 let packages = packages(store, &tree)?;
                 Ok((tree, packages))
             }

@@ -1,6 +1,7 @@
 //! The program as a person types it: a few transcripts for each verb.
 
 mod damage;
+mod differences;
 mod errors;
 mod findings;
 mod kill;
