@@ -249,6 +249,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             ReadStoreError::Damaged { .. }
             | ReadStoreError::Image { .. }
             | ReadStoreError::Missing(_) => say(Blame::Damage, DAMAGE_HINT),
+            ReadStoreError::Read { source, .. } if is_no_file(source) => {
+                say(Blame::Damage, DAMAGE_HINT)
+            }
             ReadStoreError::Read { source, .. } => Some(of_io(source)),
             // A file that somebody chose may be large; a document of the store never is.
             ReadStoreError::TooLarge {
@@ -263,6 +266,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             OpenError::Missing(_) => say(
                 Blame::Usage,
                 "`bedplate commit`, `import`, `build` and `pull` make a store; --store DIR names one",
+            ),
+            OpenError::Read { source, .. } if is_no_file(source) => say(
+                Blame::Damage,
+                "move it away, and put back the file from a copy of the store",
             ),
             OpenError::Read { source, .. } => Some(of_io(source)),
             OpenError::Damaged { .. } => Some((Blame::Damage, None)),
@@ -577,6 +584,15 @@ fn of_part(error: &PartError) -> (Blame, Option<String>) {
         ),
     };
     (Blame::Damage, Some(hint))
+}
+
+/// Returns whether something else stands in the place of a store's file: a directory, a link. Nobody typed
+/// its name.
+fn is_no_file(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory
+    ) || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 /// Returns whether a part of a store is gone, or something else stands in its place: `format.json` was

@@ -75,7 +75,11 @@ fn devices() -> io::Result<Option<BTreeSet<String>>> {
     let mut namespaces = BTreeSet::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        let is_process = entry.file_name().as_encoded_bytes()[0].is_ascii_digit();
+        let name = entry.file_name();
+        let is_process = name
+            .as_encoded_bytes()
+            .first()
+            .is_some_and(u8::is_ascii_digit);
         if !is_process {
             continue;
         }

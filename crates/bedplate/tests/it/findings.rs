@@ -288,3 +288,32 @@ fn what_stands_among_the_names_and_is_none_is_set_aside_too() {
     sandbox.good("gc");
     assert_eq!(sandbox.json("images --json").as_array().unwrap().len(), 2);
 }
+
+#[test]
+fn what_stands_in_the_place_of_a_file_of_the_store_is_damage() {
+    let sandbox = Sandbox::new();
+    sandbox.tree("tree");
+    sandbox.good("commit tree os:v1");
+    let images = fs::read_dir(sandbox.path("store/images")).unwrap();
+    let image = images.map(|entry| entry.unwrap().path()).next().unwrap();
+    let object = file_with(&sandbox.path("store/objects"), &vec![b'x'; 100_000]);
+    let format = sandbox.path("store/format.json");
+    for (path, line) in [
+        (&image, "ls os:v1"),
+        (&object, "cat os:v1 /usr/bin/tool"),
+        (&format, "ls os:v1"),
+    ] {
+        let kept = sandbox.path("kept");
+        rustix::fs::rename(path, &kept).unwrap();
+        std::os::unix::fs::symlink(&kept, path).unwrap();
+        let run = sandbox.run(line);
+        assert_eq!(run.code, 5, "{line}, a link: {}", run.stderr);
+        fs::remove_file(path).unwrap();
+        fs::create_dir(path).unwrap();
+        let run = sandbox.run(line);
+        assert_eq!(run.code, 5, "{line}, a directory: {}", run.stderr);
+        fs::remove_dir(path).unwrap();
+        rustix::fs::rename(&kept, path).unwrap();
+    }
+    sandbox.good("fsck");
+}
