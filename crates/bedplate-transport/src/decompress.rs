@@ -1,12 +1,13 @@
 //! Layers as they come: compressed bytes in, tar out, and never more memory than a window.
 //!
-//! gzip may have several members, Zstandard several frames and skippable ones between them.
+//! gzip may have several members, and zeros behind them (tapes and disks are written in whole blocks);
+//! Zstandard several frames and skippable ones between them.
 
 use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bedplate_model::oci::Compression;
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 /// The largest window of a Zstandard frame that is accepted, as a power of two: 128 MiB, what the
 /// strongest level of the `zstd` program uses. Levels below 20 use 8 MiB.
@@ -19,7 +20,9 @@ pub(crate) fn reader<'a>(
 ) -> io::Result<Box<dyn Read + Send + 'a>> {
     Ok(match compression {
         Compression::None => Box::new(source),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(source)),
+        Compression::Gzip => Box::new(GzipMembers {
+            member: Some(GzDecoder::new(source)),
+        }),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
@@ -48,6 +51,45 @@ pub fn decompress_any<'a>(
         _ => Compression::None,
     };
     reader(compression, source)
+}
+
+/// The members of a gzip stream, one behind the other.
+struct GzipMembers<R> {
+    /// The one that is read; none only while it is exchanged for the next.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let count = member.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            if !skip_zeros(member.get_mut())? {
+                return Ok(0);
+            }
+            let source = self.member.take().map(GzDecoder::into_inner);
+            self.member = source.map(GzDecoder::new);
+        }
+        Ok(0)
+    }
+}
+
+/// Takes all zeros, and returns whether something stands behind them.
+fn skip_zeros(source: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let bytes = source.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        let others = zeros < bytes.len();
+        source.consume(zeros);
+        if others {
+            return Ok(true);
+        }
+    }
 }
 
 /// How much one transfer may unpack, over all its layers.
@@ -94,6 +136,20 @@ mod tests {
     fn several_gzip_members_are_one_stream() {
         let bytes = [gzip(b"one "), gzip(b""), gzip(b"two")].concat();
         assert_eq!(unpack(Compression::Gzip, &bytes).unwrap(), b"one two");
+    }
+
+    #[test]
+    fn zeros_behind_gzip_members_are_padding() {
+        let bytes = [&gzip(b"one ")[..], &[0; 9], &gzip(b"two"), &[0; 20_000]].concat();
+        assert_eq!(unpack(Compression::Gzip, &bytes).unwrap(), b"one two");
+        let mut small = Vec::new();
+        let source = io::BufReader::with_capacity(7, &bytes[..]);
+        let mut read = reader(Compression::Gzip, source).unwrap();
+        read.read_to_end(&mut small).unwrap();
+        assert_eq!(small, b"one two");
+        assert_eq!(read.read(&mut [0; 10]).unwrap(), 0, "the end stays the end");
+        let garbage = [&gzip(b"one")[..], &[0; 9], b"garbage"].concat();
+        assert!(unpack(Compression::Gzip, &garbage).is_err());
     }
 
     #[test]
