@@ -3,17 +3,18 @@
 //! A file that is there is replaced, as `tar -cf` does it, but only once the new one is whole.
 
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+use std::path::Path;
 
 use anyhow::Context as _;
 use bedplate_store::layer::{TarKind, write_tar};
-use bedplate_sys::durable;
+use bedplate_sys::durable::Whole;
 
 use crate::Answer;
-use crate::blame::Refusal;
+use crate::blame::{Blame, Refusal};
 use crate::cli::Export;
 use crate::context::{Context, find_image};
+use crate::output::is_reader_gone;
 use crate::render::note;
 
 pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<Answer> {
@@ -29,10 +30,10 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
     };
     let kind = TarKind::RootFileSystem;
     let mut left_out = Vec::new();
-    let mut write_into = |file: File| -> anyhow::Result<File> {
+    let mut write_into = |file: &File| -> anyhow::Result<()> {
         let mut out = BufWriter::with_capacity(BUFFER, file);
         left_out = write_tar(&tree, kind, &open, &mut out)?;
-        Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?)
+        Ok(out.flush()?)
     };
     // As everywhere, a dash is standard output.
     let output = export
@@ -42,20 +43,17 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
     match output {
         // A device or a pipe is written to: a rename would put a file in its place.
         Some(path) if is_special(path) => {
-            let mut write = || -> anyhow::Result<()> {
-                write_into(File::options().write(true).open(path)?)?;
-                Ok(())
-            };
+            let mut write =
+                || -> anyhow::Result<()> { write_into(&File::options().write(true).open(path)?) };
             write()
                 .with_context(|| format!("cannot write {}", path.display()))
                 .with_context(attempted)?;
         }
         Some(path) => {
-            // The file has its name only when it is whole; what a failure leaves says so by its name.
-            let part = part_of(path);
             let mut write = || -> anyhow::Result<()> {
-                write_into(File::create(&part)?)?.sync_all()?;
-                Ok(durable::rename(&part, path)?)
+                let whole = Whole::create(path)?;
+                write_into(whole.file())?;
+                Ok(whole.finish()?)
             };
             write()
                 .with_context(|| format!("cannot write {}", path.display()))
@@ -69,7 +67,18 @@ pub(super) fn run(export: &Export, context: &mut Context<'_>) -> anyhow::Result<
             .into());
         }
         None => {
-            left_out = write_tar(&tree, kind, &open, &mut context.out).with_context(attempted)?;
+            let mut write = || -> anyhow::Result<()> {
+                left_out = write_tar(&tree, kind, &open, &mut context.out)?;
+                Ok(context.out.flush()?)
+            };
+            // Of a listing its reader may have had enough; half an archive is none.
+            write().map_err(|error| {
+                if is_reader_gone(&error) {
+                    cut_short()
+                } else {
+                    error.context(attempted())
+                }
+            })?;
         }
     }
     for path in left_out {
@@ -86,11 +95,16 @@ fn is_special(path: &Path) -> bool {
         .is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
-/// Returns the name that a file has while it is written.
-fn part_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    name.into()
+/// Says that the reader of a pipe ended before the archive did.
+fn cut_short() -> anyhow::Error {
+    Refusal {
+        blame: Blame::Host,
+        message:
+            "the reader of the tar ended before the tar did: what it has is not the whole image"
+                .into(),
+        hint: None,
+    }
+    .into()
 }
 
 /// Enough that small files cost no system call each.
