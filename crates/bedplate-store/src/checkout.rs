@@ -7,7 +7,7 @@
 //!
 //! Invariants: nothing is written outside the destination, whatever links the tree has; a directory's
 //! time is set after the last change below it; what a failed checkout made is removed again; what the
-//! file system makes another time of is told.
+//! system makes another time or mode of is told.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -47,17 +47,42 @@ pub struct CheckedOut {
     pub bytes: u64,
     /// How many owners, devices, setuid bits and extended attributes were left out.
     pub left_out: u64,
-    /// What has another time than the tree says, because the file system has no room for that.
-    pub other_times: OtherTimes,
+    /// What has another time than the tree says, because the file system has no room for that (ext4 ends
+    /// in 2446, or in 2038).
+    pub other_times: Differing<Timestamp>,
+    /// What has another mode than the tree says: Linux lets no access list contradict the mode, and has one
+    /// mode for symbolic links.
+    pub other_modes: Differing<u16>,
 }
 
-/// Files whose times do not fit into a file system (ext4 ends in 2446, or in 2038).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OtherTimes {
+/// Files that have another attribute than the tree says, because the system can hold no such one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differing<T> {
     /// How many there are.
     pub count: u64,
-    /// One of them: the time that it should have, and the time that it has.
-    pub example: Option<(PathBuf, Timestamp, Timestamp)>,
+    /// One of them: what it should have, and what it has.
+    pub example: Option<(PathBuf, T, T)>,
+}
+
+impl<T> Default for Differing<T> {
+    fn default() -> Self {
+        Self {
+            count: 0,
+            example: None,
+        }
+    }
+}
+
+impl<T> Differing<T> {
+    fn add(found: &Mutex<Self>, path: PathBuf, wanted: T, has: T) {
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.count += 1;
+        found.example.get_or_insert((path, wanted, has));
+    }
+
+    fn of(found: Mutex<Self>) -> Self {
+        found.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why a tree could not be checked out.
@@ -92,6 +117,14 @@ pub enum CheckoutError {
         /// What the system said.
         source: io::Error,
     },
+    /// An owner that the system takes for "leave it as it is": the file would stay that of whoever checks out.
+    #[error("{} has the {field} 4294967295, which is nobody's", path.display())]
+    Nobody {
+        /// What has it.
+        path: PathBuf,
+        /// Which number: uid or gid.
+        field: &'static str,
+    },
     /// A content could not be opened.
     #[error("cannot get the content of {}", path.display())]
     Content {
@@ -118,6 +151,7 @@ impl CheckoutError {
                 source.kind() == io::ErrorKind::PermissionDenied
             }
             Self::NotEmpty(_)
+            | Self::Nobody { .. }
             | Self::Destination { .. }
             | Self::Content { .. }
             | Self::Copy { .. } => false,
@@ -163,6 +197,7 @@ fn fill(
         bytes: AtomicU64::new(0),
         left_out: AtomicU64::new(0),
         other_times: Mutex::default(),
+        other_modes: Mutex::default(),
     };
     let top = Place {
         path: destination.to_owned(),
@@ -190,10 +225,8 @@ fn fill(
         entries: *checkout.entries.get_mut(),
         bytes: *checkout.bytes.get_mut(),
         left_out: *checkout.left_out.get_mut(),
-        other_times: checkout
-            .other_times
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner),
+        other_times: Differing::of(checkout.other_times),
+        other_modes: Differing::of(checkout.other_modes),
     })
 }
 
@@ -201,7 +234,9 @@ fn fill(
 const EVERYWHERE: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
 /// How many files one job takes.
 const BATCH: usize = 32;
-/// Access lists come first: setting them changes permission bits, which are set after them.
+/// The list that decides about access: setting it changes the mode, and setting the mode changes it.
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+/// The list that what is made in a directory begins with.
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 
 struct Checkout<'a> {
@@ -215,7 +250,8 @@ struct Checkout<'a> {
     entries: AtomicU64,
     bytes: AtomicU64,
     left_out: AtomicU64,
-    other_times: Mutex<OtherTimes>,
+    other_times: Mutex<Differing<Timestamp>>,
+    other_modes: Mutex<Differing<u16>>,
 }
 
 struct FirstName {
@@ -377,7 +413,8 @@ impl Checkout<'_> {
     }
 
     /// Sets the attributes of an open file or directory, in the order in which none undoes another:
-    /// changing the owner drops setuid and capabilities, access lists change the permissions.
+    /// changing the owner drops setuid and capabilities, and where access list and mode contradict each other,
+    /// the list counts, which is what the kernel asks in a mounted image.
     fn set_opened(
         &self,
         file: impl AsFd,
@@ -385,13 +422,22 @@ impl Checkout<'_> {
         path: &dyn Fn() -> PathBuf,
     ) -> Result<(), CheckoutError> {
         let file = file.as_fd();
-        let owner = rustix::fs::fchown(file, Some(uid(metadata)), Some(gid(metadata)));
-        let owned = self.allow(owner.map_err(Into::into), "owner", path)?;
-        for (name, value) in &metadata.xattrs {
-            self.set_xattr(name, path, || xattr::set_on_file(file, name, value))?;
+        let owned = self.set_owner(metadata, path, |uid, gid| {
+            rustix::fs::fchown(file, Some(uid), Some(gid))
+        })?;
+        let set = |name: &[u8], value: &[u8]| {
+            self.set_xattr(name, path, || xattr::set_on_file(file, name, value))
+        };
+        for (name, value) in before_mode(metadata) {
+            set(name, value)?;
         }
-        rustix::fs::fchmod(file, self.mode(metadata, owned))
+        let wanted = self.mode(metadata, owned);
+        rustix::fs::fchmod(file, wanted)
             .map_err(|error| attribute(path(), "mode", error.into()))?;
+        if let Some(list) = metadata.xattrs.get(ACL_ACCESS) {
+            set(ACL_ACCESS, list)?;
+            self.check_mode(wanted, path, || rustix::fs::fstat(file))?;
+        }
         rustix::fs::futimens(file, &times(metadata))
             .map_err(|error| attribute(path(), "time", error.into()))?;
         self.check_time(metadata, path, || rustix::fs::fstat(file))
@@ -407,34 +453,40 @@ impl Checkout<'_> {
         let path = || place.path.join(name);
         let (directory, metadata) = (&place.handle, &node.metadata);
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        let owner = rustix::fs::chownat(
-            directory,
-            name,
-            Some(uid(metadata)),
-            Some(gid(metadata)),
-            nofollow,
-        );
-        let owned = self.allow(owner.map_err(Into::into), "owner", &path)?;
-        for (attribute, value) in &metadata.xattrs {
+        let owned = self.set_owner(metadata, &path, |uid, gid| {
+            rustix::fs::chownat(directory, name, Some(uid), Some(gid), nofollow)
+        })?;
+        let set = |attribute: &[u8], value: &[u8]| {
             self.set_xattr(attribute, &path, || {
                 xattr::set_on_entry(directory, name, attribute, value)
-            })?;
+            })
+        };
+        for (attribute, value) in before_mode(metadata) {
+            set(attribute, value)?;
         }
+        let stat = || rustix::fs::statat(directory, name, nofollow);
+        let wanted = self.mode(metadata, owned);
         // The permissions of a link mean nothing, and Linux does not let them be changed.
-        if !matches!(node.content, Content::Symlink(_)) {
+        let is_link = matches!(node.content, Content::Symlink(_));
+        if !is_link {
             let change = || -> rustix::io::Result<()> {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let handle = rustix::fs::openat(directory, name, flags, Mode::empty())?;
                 let itself = format!("/proc/self/fd/{}", handle.as_raw_fd());
-                rustix::fs::chmod(itself, self.mode(metadata, owned))
+                rustix::fs::chmod(itself, wanted)
             };
             change().map_err(|error| attribute(path(), "mode", error.into()))?;
         }
+        let list = metadata.xattrs.get(ACL_ACCESS);
+        if let Some(list) = list {
+            set(ACL_ACCESS, list)?;
+        }
+        if list.is_some() || (is_link && wanted != Mode::from_raw_mode(0o777)) {
+            self.check_mode(wanted, &path, stat)?;
+        }
         rustix::fs::utimensat(directory, name, &times(metadata), nofollow)
             .map_err(|error| attribute(path(), "time", error.into()))?;
-        self.check_time(metadata, &path, || {
-            rustix::fs::statat(directory, name, nofollow)
-        })
+        self.check_time(metadata, &path, stat)
     }
 
     /// Looks whether a time arrived: a file system without room for it takes another one without a word.
@@ -454,14 +506,46 @@ impl Checkout<'_> {
             nanoseconds: stat.st_mtime_nsec as u32,
         };
         if found != wanted {
-            let mut other = self
-                .other_times
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            other.count += 1;
-            other.example.get_or_insert_with(|| (path(), wanted, found));
+            Differing::add(&self.other_times, path(), wanted, found);
         }
         Ok(())
+    }
+
+    /// Looks whether a mode is the one that was set.
+    fn check_mode(
+        &self,
+        wanted: Mode,
+        path: &dyn Fn() -> PathBuf,
+        stat: impl FnOnce() -> rustix::io::Result<Stat>,
+    ) -> Result<(), CheckoutError> {
+        let stat = stat().map_err(|error| attribute(path(), "mode", error.into()))?;
+        let found = Mode::from_raw_mode(stat.st_mode);
+        if found != wanted {
+            let [wanted, found] = [wanted, found].map(|mode| mode.as_raw_mode() as u16 & 0o7777);
+            Differing::add(&self.other_modes, path(), wanted, found);
+        }
+        Ok(())
+    }
+
+    /// Gives a file its owner, and returns whether it has it.
+    fn set_owner(
+        &self,
+        metadata: &Metadata,
+        path: &dyn Fn() -> PathBuf,
+        set: impl FnOnce(Uid, Gid) -> rustix::io::Result<()>,
+    ) -> Result<bool, CheckoutError> {
+        for (id, field) in [(metadata.uid, "uid"), (metadata.gid, "gid")] {
+            if id == u32::MAX && self.options.unprivileged {
+                self.left_out.fetch_add(1, Ordering::Relaxed);
+                return Ok(false);
+            }
+            if id == u32::MAX {
+                let path = path();
+                return Err(CheckoutError::Nobody { path, field });
+            }
+        }
+        let set = set(Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid));
+        self.allow(set.map_err(Into::into), "owner", path)
     }
 
     fn set_xattr(
@@ -677,12 +761,11 @@ fn attribute(path: PathBuf, attribute: &str, source: io::Error) -> CheckoutError
     }
 }
 
-fn uid(metadata: &Metadata) -> Uid {
-    Uid::from_raw(metadata.uid)
-}
-
-fn gid(metadata: &Metadata) -> Gid {
-    Gid::from_raw(metadata.gid)
+/// Returns the extended attributes that are set before the mode, which may take away the right to set them.
+fn before_mode(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let xattrs = metadata.xattrs.iter();
+    let others = xattrs.filter(|(name, _)| &***name != ACL_ACCESS);
+    others.map(|(name, value)| (&**name, &**value))
 }
 
 fn mode(metadata: &Metadata) -> Mode {

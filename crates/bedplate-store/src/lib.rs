@@ -62,7 +62,7 @@ mod usage;
 pub mod verity;
 mod work;
 
-pub use checkout::{CheckedOut, CheckoutError, CheckoutOptions, OtherTimes, checkout};
+pub use checkout::{CheckedOut, CheckoutError, CheckoutOptions, Differing, checkout};
 pub use diff::diff;
 pub use find::{FindError, Found};
 pub use fsck::{Finding, RepairReport, StoreSource};

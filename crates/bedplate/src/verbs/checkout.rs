@@ -2,7 +2,7 @@
 //! plain user may restore.
 
 use anyhow::Context as _;
-use bedplate_store::{CheckoutOptions, OtherTimes};
+use bedplate_store::{CheckoutOptions, Differing};
 
 use crate::Answer;
 use crate::cli::Checkout;
@@ -26,7 +26,7 @@ pub(super) fn run(checkout: &Checkout, context: &mut Context<'_>) -> anyhow::Res
             made.left_out
         )?;
     }
-    if let OtherTimes {
+    if let Differing {
         count,
         example: Some((path, wanted, found)),
     } = made.other_times
@@ -36,6 +36,17 @@ pub(super) fn run(checkout: &Checkout, context: &mut Context<'_>) -> anyhow::Res
             path.display(),
             moment(found.seconds),
             moment(wanted.seconds),
+        ));
+    }
+    if let Differing {
+        count,
+        example: Some((path, wanted, found)),
+    } = made.other_modes
+    {
+        note(&format!(
+            "{count} files have another mode than in the image, because it contradicts their access lists, or \
+             because they are symbolic links, which have no other; {} has {found:04o} instead of {wanted:04o}",
+            path.display(),
         ));
     }
     Ok(Answer::Yes)
