@@ -294,6 +294,24 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             "name an empty directory, or one that is not there",
         );
     }
+    if let Some(CheckoutError::Nobody { .. }) = error.downcast_ref() {
+        return Some((Blame::Usage, None));
+    }
+    if let Some(ImportError::Read(error)) = error.downcast_ref() {
+        match error {
+            LayerError::NamesAlone { .. } => {
+                return say(Blame::Usage, "`tar --numeric-owner` writes numbers");
+            }
+            LayerError::NoEnd { .. } => {
+                return say(
+                    Blame::Usage,
+                    "where nothing is missing, `(zcat -f FILE; head -c 1024 /dev/zero) | bedplate import - NAME` \
+                     adds the end that its writer left out",
+                );
+            }
+            _ => {}
+        }
+    }
     if let Some(error) = error.downcast_ref::<CheckoutError>()
         && error.needs_root()
     {
@@ -383,7 +401,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
     }
     if let Some(
         WriteTarError::XattrName { .. }
-        | WriteTarError::PathTooLong(_)
+        | WriteTarError::PathTooLong { .. }
+        | WriteTarError::TooDeep { .. }
+        | WriteTarError::Nobody { .. }
         | WriteTarError::TooLarge(_),
     ) = error.downcast_ref()
     {

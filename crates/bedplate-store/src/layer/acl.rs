@@ -14,10 +14,12 @@
 /// Where access lists stand in PAX headers, and the attribute that each becomes.
 pub(super) const KINDS: [(&[u8], &[u8]); 2] = [
     (b"SCHILY.acl.access", ACCESS),
-    (b"SCHILY.acl.default", b"system.posix_acl_default"),
+    (b"SCHILY.acl.default", DEFAULT),
 ];
 /// The list that decides about access.
 pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
+/// The list that new entries of a directory begin with.
+pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 1;
@@ -71,18 +73,9 @@ pub(super) fn is_minimal(value: &[u8]) -> bool {
 
 /// Prints an attribute's value, or returns `None` where it is none that [`from_text`] makes.
 pub(super) fn to_text(value: &[u8]) -> Option<String> {
-    let (version, rest) = value.split_first_chunk::<4>()?;
-    let (entries, []) = rest.as_chunks::<ENTRY>() else {
-        return None;
-    };
-    if u32::from_le_bytes(*version) != VERSION {
-        return None;
-    }
     let mut lines = Vec::new();
-    for &[t0, t1, p0, p1, i0, i1, i2, i3] in entries {
-        let id = u32::from_le_bytes([i0, i1, i2, i3]);
-        let permissions = u16::from_le_bytes([p0, p1]);
-        let kind = match u16::from_le_bytes([t0, t1]) {
+    for (tag, id, permissions) in entries(value)? {
+        let kind = match tag {
             USER_OBJ | USER => "user",
             GROUP_OBJ | GROUP => "group",
             MASK => "mask",
@@ -105,8 +98,43 @@ pub(super) fn to_text(value: &[u8]) -> Option<String> {
     (from_text(text.as_bytes()).as_deref() == Ok(value)).then_some(text)
 }
 
+/// Returns the permissions that a mode has beside an access list, or `None` where it is none that Linux
+/// would take.
+///
+/// Those of the group are the mask, where there is one (POSIX 1003.1e, 23.1.2).
+pub(super) fn mode(value: &[u8]) -> Option<u16> {
+    let entries = entries(value)?;
+    let known = |&(tag, id, permissions): &Entry| match tag {
+        USER | GROUP => id != NO_ID && permissions <= 7,
+        USER_OBJ | GROUP_OBJ | MASK | OTHER => id == NO_ID && permissions <= 7,
+        _ => false,
+    };
+    if !entries.iter().all(known) || !entries.is_sorted_by_key(|entry| entry.0) {
+        return None;
+    }
+    let of = |tag| Some(entries.iter().find(|entry| entry.0 == tag)?.2);
+    is_valid(&entries).then_some(())?;
+    Some(of(USER_OBJ)? << 6 | of(MASK).or(of(GROUP_OBJ))? << 3 | of(OTHER)?)
+}
+
 /// Tag, id, permissions: sorted as Linux wants them.
 type Entry = (u16, u32, u16);
+
+/// Takes an attribute's value apart.
+fn entries(value: &[u8]) -> Option<Vec<Entry>> {
+    let (version, rest) = value.split_first_chunk::<4>()?;
+    let (entries, []) = rest.as_chunks::<ENTRY>() else {
+        return None;
+    };
+    let entry = |&[t0, t1, p0, p1, i0, i1, i2, i3]: &[u8; ENTRY]| {
+        (
+            u16::from_le_bytes([t0, t1]),
+            u32::from_le_bytes([i0, i1, i2, i3]),
+            u16::from_le_bytes([p0, p1]),
+        )
+    };
+    (u32::from_le_bytes(*version) == VERSION).then(|| entries.iter().map(entry).collect())
+}
 
 fn entry(line: &str) -> Result<Entry, Problem> {
     let fields: Vec<&str> = line.split(':').map(str::trim).collect();

@@ -24,6 +24,12 @@ pub enum LayerError {
         /// Where in the stream.
         offset: u64,
     },
+    /// The stream ends behind a member, and does not say that this is all.
+    #[error("the tar ends at byte {offset} without its end mark: something may be missing")]
+    NoEnd {
+        /// Where in the stream.
+        offset: u64,
+    },
     /// A header's checksum is wrong: this is no tar, or a damaged one.
     #[error("the tar header at byte {offset} has a wrong checksum")]
     Checksum {
@@ -81,6 +87,30 @@ pub enum LayerError {
         name: String,
         /// What is wrong with its name.
         what: &'static str,
+    },
+    /// An extended attribute with a value, or in a place, where no file system takes it.
+    #[error("{path} in the tar has the extended attribute `{name}`, {what}")]
+    XattrValue {
+        /// The member.
+        path: TreePath,
+        /// The attribute, made printable.
+        name: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// An access list names somebody, and does not say which number that is.
+    #[error("{path} in the tar has an access list that names somebody without a number")]
+    NamesAlone {
+        /// The member.
+        path: TreePath,
+    },
+    /// An owner that system calls take for "leave it as it is": the file would stay root's.
+    #[error("{path} in the tar has the {field} 4294967295, which is nobody's")]
+    Nobody {
+        /// The member.
+        path: TreePath,
+        /// Which number: uid or gid.
+        field: &'static str,
     },
     /// A kind of member that no layer should have.
     #[error("{path} in the tar is {what}, which is not supported")]
@@ -258,9 +288,32 @@ pub enum WriteTarError {
         /// The attribute, made printable.
         name: String,
     },
-    /// The path or a link's target is longer than Linux allows.
-    #[error("{0}: its path or target is too long for a tar")]
-    PathTooLong(TreePath),
+    /// The path or a link's target is longer than a reader must take.
+    #[error("{path}: its path or target has more than {limit} bytes, too many for {of}")]
+    PathTooLong {
+        /// The node.
+        path: TreePath,
+        /// How long it may be.
+        limit: usize,
+        /// What it may be that long in: a layer, or a tar.
+        of: &'static str,
+    },
+    /// The path has more names than a reader must take.
+    #[error("{path} lies more than {limit} directories deep, too many for a tar")]
+    TooDeep {
+        /// The node.
+        path: TreePath,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// An owner that system calls take for "leave it as it is": whoever unpacks the tar would own it.
+    #[error("{path} has the {field} 4294967295, which is nobody's")]
+    Nobody {
+        /// The node.
+        path: TreePath,
+        /// Which number: uid or gid.
+        field: &'static str,
+    },
     /// Names and attributes of one node need more than a PAX header may hold.
     #[error("the extended attributes of {0} are too large for a tar")]
     TooLarge(TreePath),

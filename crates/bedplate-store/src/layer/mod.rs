@@ -14,6 +14,7 @@
 //! memory is used is bounded by limits of ours, never by a number that stands in the stream.
 
 mod acl;
+mod attributes;
 mod contents;
 mod entry;
 mod error;
@@ -38,6 +39,8 @@ pub use write::{TarKind, write_tar};
 use std::io::Read;
 
 use bedplate_model::{FileContent, ObjectId, Tree};
+
+use parse::Origin;
 
 /// The most bytes of headers, padding and trailer that a layer may have, before compression.
 pub const MAX_SKELETON: u64 = 1 << 30;
@@ -77,9 +80,12 @@ impl Layer {
     }
 }
 
-/// Reads one plain tar as a whole tree, with nothing changed: it is no layer, and has no whiteouts.
+/// Reads one plain tar as a whole tree: it is no layer, and has no whiteouts.
+///
+/// Nothing vouches for it, so what ends early is refused, and what no file system could hold; the mode of
+/// what has an access list is the one that Linux derives from that.
 pub fn import(tar: &mut dyn Read, contents: &dyn Contents) -> Result<Tree, ImportError> {
-    let layer = read(tar, contents)?;
+    let layer = read::read_from(Origin::Archive, tar, contents)?;
     Ok(flatten::unpack(&layer)?)
 }
 

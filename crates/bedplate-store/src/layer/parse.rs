@@ -20,7 +20,7 @@ use bedplate_model::{FileContent, Metadata, Rdev, Timestamp, TreePath};
 use super::entry::{Entry, EntryKind};
 use super::error::LayerError;
 use super::sparse::{self, Form, MapError, SparseMap};
-use super::{MAX_ENTRIES, acl, pax};
+use super::{MAX_ENTRIES, attributes, pax};
 
 /// Tar's unit.
 pub(super) const BLOCK: usize = 512;
@@ -28,19 +28,48 @@ pub(super) const BLOCK: usize = 512;
 pub(super) const MAX_EXTENSION: u64 = 1 << 20;
 /// The largest mode: permissions, and the type of the file above them, which some writers put there.
 const MAX_MODE: i128 = 0o177_777;
-/// The longest name of an extended attribute, as Linux has it.
-const MAX_XATTR_NAME: usize = 255;
-/// The longest path or link target, as Linux has it without the NUL.
-pub(super) const MAX_PATH: usize = 4095;
+/// The longest path in a layer: what one system call takes, without the NUL.
+pub(super) const MAX_LAYER_PATH: usize = 4095;
+/// The longest path in a tar that is no layer: directories may lie deeper than one system call reaches.
+pub(super) const MAX_ARCHIVE_PATH: usize = 64 << 10;
+/// The most names that a path may have, one below the other: what fits into the longest path of a layer.
+///
+/// Who walks a tree holds a file open, or some of the stack, for each of them.
+pub(super) const MAX_DEPTH: usize = MAX_LAYER_PATH.div_ceil(2);
+/// The one mode that Linux gives symbolic links.
+pub(super) const SYMLINK_MODE: u16 = 0o777;
+/// What system calls take for "leave it as it is": nobody has this number.
+pub(super) const NOBODY: u32 = u32::MAX;
+
+/// Where a tar comes from, which says how much is forgiven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A person gave it, and what is in it must be what a file system can hold.
+    Archive,
+    /// A registry gave it: its digest vouches that it is whole, and other programs compute the same image
+    /// of the same bytes.
+    Layer,
+    /// The store: a tar of these headers was accepted before, and what an earlier version passed over is no
+    /// reason to lose it.
+    Stored,
+}
+
+impl Origin {
+    fn max_path(self) -> usize {
+        match self {
+            Self::Archive => MAX_ARCHIVE_PATH,
+            Self::Layer | Self::Stored => MAX_LAYER_PATH,
+        }
+    }
+}
 
 /// Where a tar's bytes come from, bodies apart from all others.
 pub(super) trait Feed {
     /// What is wrong with this feed, or with the tar.
     type Error: From<LayerError>;
 
-    /// Whether a tar of these headers was accepted before: then what an earlier version passed over is
-    /// no reason to lose it.
-    const STORED: bool;
+    /// Returns where the tar comes from.
+    fn origin(&self) -> Origin;
 
     /// Fills the buffer with bytes that are no body; fewer only at the end of the stream.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Self::Error>;
@@ -84,6 +113,7 @@ pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Parsed, F::Error> {
     let mut text = 0;
     let mut sparse = false;
     let mut globals = Records::new();
+    let origin = feed.origin();
     while let Some(member) = next_member(feed, &mut globals)? {
         if entries.len() >= MAX_ENTRIES {
             return Err(LayerError::TooLarge {
@@ -93,7 +123,7 @@ pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Parsed, F::Error> {
             }
             .into());
         }
-        let (entry, stream, form) = member.resolve(&globals, F::STORED)?;
+        let (entry, stream, form) = member.resolve(&globals, origin)?;
         text += text_of(&entry);
         let limit = TEXT_MAX + TEXT_PER_MEMBER * entries.len() as u64;
         if text > limit {
@@ -118,8 +148,12 @@ pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Parsed, F::Error> {
         if body.size > 0 {
             feed.body(entries.len(), &entry.path, &body)?;
             let padding = (BLOCK - (body.stream % BLOCK as u64) as usize) % BLOCK;
-            // Some writers leave out the padding of the last member.
-            feed.fill(&mut [0; BLOCK][..padding])?;
+            let count = feed.fill(&mut [0; BLOCK][..padding])?;
+            // Some writers leave out the padding of a layer's last member.
+            if count < padding && origin == Origin::Archive {
+                let offset = feed.offset();
+                return Err(LayerError::Truncated { offset }.into());
+            }
         }
         entries.push(entry);
     }
@@ -176,6 +210,12 @@ fn sparse_body<F: Feed>(
 
 pub(super) type Records = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
+/// Returns what a member's own records say, else those for all; an empty value takes an earlier one back.
+pub(super) fn value<'a>(globals: &'a Records, local: &'a Records, key: &[u8]) -> Option<&'a [u8]> {
+    let value = local.get(key).or_else(|| globals.get(key))?;
+    Some(&**value).filter(|value| !value.is_empty())
+}
+
 /// A header and the extensions before it.
 pub(super) struct Member {
     pub(super) header: [u8; BLOCK],
@@ -206,6 +246,9 @@ fn next_member<F: Feed>(feed: &mut F, globals: &mut Records) -> Result<Option<Me
                 member.pax.is_some() || member.long_name.is_some() || member.long_link.is_some();
             if extended {
                 return Err(LayerError::Truncated { offset }.into());
+            }
+            if count < BLOCK && feed.origin() == Origin::Archive {
+                return Err(LayerError::NoEnd { offset }.into());
             }
             let mut second = [0; BLOCK];
             let count = if count == BLOCK {
@@ -325,20 +368,13 @@ impl Member {
     fn resolve(
         &self,
         globals: &Records,
-        stored: bool,
+        origin: Origin,
     ) -> Result<(Entry, u64, Option<Form>), LayerError> {
         let offset = self.offset;
         let number = |field| LayerError::Number { offset, field };
         let empty = Records::new();
         let local = self.pax.as_ref().unwrap_or(&empty);
-        // An empty value takes a key's earlier value back.
-        let value = |key: &[u8]| match local.get(key) {
-            Some(value) => Some(&**value).filter(|value| !value.is_empty()),
-            None => globals
-                .get(key)
-                .map(|value| &**value)
-                .filter(|value| !value.is_empty()),
-        };
+        let value = |key: &[u8]| value(globals, local, key);
 
         let sparse_name = local.get(sparse::NAME);
         let raw_path = match (sparse_name, value(b"path"), &self.long_name) {
@@ -347,7 +383,7 @@ impl Member {
             (None, None, Some(name)) => name.clone(),
             (None, None, None) => header_path(&self.header),
         };
-        let path = parse_path(&raw_path, offset, "path")?;
+        let path = parse_path(&raw_path, offset, "path", origin)?;
         let mut target = match (value(b"linkpath"), &self.long_link) {
             (Some(target), _) => target.to_vec(),
             (None, Some(target)) => target.clone(),
@@ -365,13 +401,25 @@ impl Member {
         if size > i64::MAX as u64 {
             return Err(number("size"));
         }
+        if size > sparse::MAX_SIZE && origin != Origin::Stored {
+            return Err(LayerError::TooLarge {
+                offset,
+                what: "file sizes",
+                limit: sparse::MAX_SIZE,
+            });
+        }
         let id = |key: &[u8], field: &'static str, range: std::ops::Range<usize>| {
-            match value(key) {
+            let id = match value(key) {
                 Some(text) => pax::decimal(text).map(i128::from),
                 None => pax::header_number(&self.header[range]),
             }
             .and_then(|value| u32::try_from(value).ok())
-            .ok_or(number(field))
+            .ok_or(number(field))?;
+            if id == NOBODY && origin != Origin::Stored {
+                let path = path.clone();
+                return Err(LayerError::Nobody { path, field });
+            }
+            Ok(id)
         };
         let mtime = match value(b"mtime") {
             Some(text) => pax::parse_time(text).ok_or(number("mtime"))?,
@@ -381,53 +429,15 @@ impl Member {
                 .ok_or(number("mtime"))?,
         };
         let mode = pax::header_number(&self.header[100..108])
-            .filter(|mode| stored || (0..=MAX_MODE).contains(mode))
+            .filter(|mode| origin == Origin::Stored || (0..=MAX_MODE).contains(mode))
             .ok_or(number("mode"))?;
-        let mut metadata = Metadata {
+        let metadata = Metadata {
             mode: (mode & 0o7777) as u16,
             uid: id(b"uid", "uid", 108..116)?,
             gid: id(b"gid", "gid", 116..124)?,
             mtime,
-            xattrs: globals
-                .iter()
-                .chain(local)
-                .filter_map(|(key, value)| {
-                    let name = key
-                        .strip_prefix(pax::XATTR)
-                        .filter(|name| !name.is_empty())?;
-                    Some((name.into(), value.clone()))
-                })
-                .collect(),
+            xattrs: BTreeMap::new(),
         };
-
-        if !stored {
-            for name in metadata.xattrs.keys() {
-                if let Err(what) = check_xattr_name(name) {
-                    let name = shown(name);
-                    return Err(LayerError::XattrName { path, name, what });
-                }
-            }
-        }
-        for (key, name) in acl::KINDS {
-            // The attribute itself, where it is there, is the exact one.
-            let Some(text) = value(key).filter(|_| !metadata.xattrs.contains_key(name)) else {
-                continue;
-            };
-            match acl::from_text(text) {
-                Ok(list) if name == acl::ACCESS && acl::is_minimal(&list) => {}
-                Ok(list) => {
-                    metadata.xattrs.insert(name.into(), list.into());
-                }
-                Err(_) if stored => {}
-                Err(acl::Problem::Malformed) => return Err(LayerError::Pax { offset }),
-                Err(acl::Problem::NameAlone) => {
-                    return Err(LayerError::Unsupported {
-                        path,
-                        what: "under an access list that names somebody without a number".into(),
-                    });
-                }
-            }
-        }
 
         let rdev = || -> Result<Rdev, LayerError> {
             let part = |range: std::ops::Range<usize>| {
@@ -440,7 +450,7 @@ impl Member {
                 minor: part(337..345)?,
             };
             // What Linux has room for.
-            if !stored && (rdev.major >= 1 << 12 || rdev.minor >= 1 << 20) {
+            if origin != Origin::Stored && (rdev.major >= 1 << 12 || rdev.minor >= 1 << 20) {
                 return Err(number("device number"));
             }
             Ok(rdev)
@@ -453,7 +463,7 @@ impl Member {
             // Before there was a type for directories, a slash said it.
             0 if raw_path.ends_with(b"/") && form.is_none() => EntryKind::Directory,
             0 | b'0' | b'7' | b'S' => EntryKind::File(FileContent::Inline(Box::default())),
-            b'1' => EntryKind::HardLink(parse_path(&target, offset, "link target")?),
+            b'1' => EntryKind::HardLink(parse_path(&target, offset, "link target", origin)?),
             b'2' => {
                 if target.is_empty() || target.len() > SYMLINK_MAX || target.contains(&0) {
                     return Err(number("link target"));
@@ -477,33 +487,25 @@ impl Member {
                 what: "a body behind something that is no regular file",
             });
         }
-        Ok((
-            Entry {
-                path,
-                metadata,
-                kind,
-            },
-            size,
-            form,
-        ))
+        let mut entry = Entry {
+            path,
+            metadata,
+            kind,
+        };
+        attributes::add(&mut entry, globals, local, offset, origin)?;
+        if origin == Origin::Archive && matches!(entry.kind, EntryKind::Symlink(_)) {
+            entry.metadata.mode = SYMLINK_MODE;
+        }
+        Ok((entry, size, form))
     }
 }
 
-/// Checks that Linux could give a file an attribute of this name.
-///
-/// Which namespaces there are is left to the system that a file comes to: tars from elsewhere have others.
-fn check_xattr_name(name: &[u8]) -> Result<(), &'static str> {
-    let dot = name.iter().position(|byte| *byte == b'.');
-    match dot {
-        _ if name.contains(&0) => Err("has a NUL in it"),
-        _ if name.len() > MAX_XATTR_NAME => Err("is longer than 255 bytes"),
-        None | Some(0) => Err("has no namespace, such as `user.`"),
-        Some(dot) if dot + 1 == name.len() => Err("is nothing but a namespace"),
-        Some(_) => Ok(()),
-    }
-}
-
-fn parse_path(bytes: &[u8], offset: u64, field: &'static str) -> Result<TreePath, LayerError> {
+fn parse_path(
+    bytes: &[u8],
+    offset: u64,
+    field: &'static str,
+    origin: Origin,
+) -> Result<TreePath, LayerError> {
     let refused = |source| LayerError::Path {
         offset,
         field,
@@ -512,14 +514,23 @@ fn parse_path(bytes: &[u8], offset: u64, field: &'static str) -> Result<TreePath
     if bytes.is_empty() {
         return Err(refused(NameError::Empty));
     }
-    if bytes.len() > MAX_PATH {
+    let limit = origin.max_path();
+    if bytes.len() > limit {
         return Err(LayerError::LongPath {
             offset,
             field,
-            limit: MAX_PATH,
+            limit,
         });
     }
-    TreePath::parse(bytes).map_err(refused)
+    let path = TreePath::parse(bytes).map_err(refused)?;
+    if path.components().len() > MAX_DEPTH {
+        return Err(LayerError::TooLarge {
+            offset,
+            what: "levels of directories",
+            limit: MAX_DEPTH as u64,
+        });
+    }
+    Ok(path)
 }
 
 /// Joins name and, in POSIX headers, its prefix.

@@ -9,9 +9,6 @@
 
 use bedplate_model::Timestamp;
 
-/// The prefix of keys that carry extended attributes.
-pub(super) const XATTR: &[u8] = b"SCHILY.xattr.";
-
 /// Splits a PAX header's data into keys and values, or returns `None` when it is malformed.
 pub(super) fn records(mut data: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut records = Vec::new();

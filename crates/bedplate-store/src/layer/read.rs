@@ -9,7 +9,7 @@ use bedplate_model::{FileContent, TreePath};
 use super::contents::Contents;
 use super::entry::EntryKind;
 use super::error::LayerError;
-use super::parse::{Body, Feed, parse};
+use super::parse::{Body, Feed, Origin, parse};
 use super::pipeline::{self, Job, Stored};
 use super::{Layer, MAX_SKELETON};
 
@@ -20,12 +20,22 @@ const LEVEL: i32 = 3;
 /// How much is read at once.
 const READ_BUFFER: usize = 256 << 10;
 
-/// Reads an uncompressed tar stream to its end; the caller hashes it on the way.
+/// Reads a layer's uncompressed tar stream to its end; the caller hashes it on the way.
 ///
 /// The bodies of files go to `contents`, from several threads.
 pub fn read(tar: &mut dyn Read, contents: &dyn Contents) -> Result<Layer, LayerError> {
+    read_from(Origin::Layer, tar, contents)
+}
+
+/// Reads a tar stream to its end.
+pub(super) fn read_from(
+    origin: Origin,
+    tar: &mut dyn Read,
+    contents: &dyn Contents,
+) -> Result<Layer, LayerError> {
     let ((mut parsed, mut feed), stored) = pipeline::run(contents, |queue| {
         let mut feed = TarFeed {
+            origin,
             tar: BufReader::with_capacity(READ_BUFFER, tar),
             contents,
             queue,
@@ -54,6 +64,7 @@ pub fn read(tar: &mut dyn Read, contents: &dyn Contents) -> Result<Layer, LayerE
 
 /// The tar itself.
 struct TarFeed<'a> {
+    origin: Origin,
     tar: BufReader<&'a mut dyn Read>,
     contents: &'a dyn Contents,
     queue: &'a SyncSender<Job>,
@@ -105,7 +116,10 @@ impl TarFeed<'_> {
 
 impl Feed for TarFeed<'_> {
     type Error = LayerError;
-    const STORED: bool = false;
+
+    fn origin(&self) -> Origin {
+        self.origin
+    }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, LayerError> {
         let count = self.take(buffer)?;

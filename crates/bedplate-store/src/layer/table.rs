@@ -18,7 +18,7 @@ use sha2::Digest as _;
 
 use super::entry::EntryKind;
 use super::error::{DecodeLayerError, LayerError, RewriteError};
-use super::parse::{Body, Feed, parse};
+use super::parse::{Body, Feed, Origin, parse};
 use super::pipeline::Stored;
 use super::sparse::SparseMap;
 use super::{Layer, MAX_SKELETON};
@@ -252,7 +252,10 @@ impl TableFeed<'_> {
 
 impl Feed for TableFeed<'_> {
     type Error = DecodeLayerError;
-    const STORED: bool = true;
+
+    fn origin(&self) -> Origin {
+        Origin::Stored
+    }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, DecodeLayerError> {
         Ok(fill(&mut self.skeleton, buffer, &mut self.offset)?)
@@ -297,7 +300,10 @@ struct RewriteFeed<'a, 'c> {
 
 impl Feed for RewriteFeed<'_, '_> {
     type Error = RewriteError;
-    const STORED: bool = true;
+
+    fn origin(&self) -> Origin {
+        Origin::Stored
+    }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, RewriteError> {
         let count = fill(&mut self.skeleton, buffer, &mut self.offset)?;

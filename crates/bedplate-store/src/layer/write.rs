@@ -16,12 +16,12 @@ use std::io::{self, Read, Write};
 use bedplate_model::name::shown;
 use bedplate_model::{Content, FileContent, Metadata, NodeId, Rdev, Tree, TreePath};
 
-use super::acl;
 use super::error::WriteTarError;
 use super::flatten::WHITEOUT;
-use super::parse::{BLOCK, MAX_EXTENSION, MAX_PATH};
+use super::parse::{BLOCK, MAX_ARCHIVE_PATH, MAX_DEPTH, MAX_EXTENSION, MAX_LAYER_PATH, NOBODY};
 use super::pax;
 use super::table::{CopyError, copy_body};
+use super::{acl, attributes};
 
 /// The name of PAX headers, which no reader looks at.
 const PAX_NAME: &[u8] = b"././@PaxHeader";
@@ -35,6 +35,16 @@ pub enum TarKind {
     /// A root file system for any tool: `.wh.` begins a name like any other, and sockets, which nothing but
     /// the program that listens on them can use, are left out.
     RootFileSystem,
+}
+
+impl TarKind {
+    /// Returns how long a path may be, and in what.
+    fn max_path(self) -> (usize, &'static str) {
+        match self {
+            Self::Layer => (MAX_LAYER_PATH, "a layer"),
+            Self::RootFileSystem => (MAX_ARCHIVE_PATH, "a tar"),
+        }
+    }
 }
 
 /// Writes a tree as a deterministic tar, and returns the sockets that were left out.
@@ -127,7 +137,7 @@ fn each_member(
                 first_names.insert(id, path.clone());
             }
         }
-        let headers = member.headers(&path)?;
+        let headers = member.headers(&path, kind)?;
         each(&path, &headers, body)?;
     }
     Ok(left_out)
@@ -182,9 +192,22 @@ impl<'a> Member<'a> {
     }
 
     /// Makes the ustar header, after a PAX header for all that does not fit.
-    fn headers(&self, path: &TreePath) -> Result<Vec<u8>, WriteTarError> {
-        if self.path.len() > MAX_PATH || self.target.len() > MAX_PATH {
-            return Err(WriteTarError::PathTooLong(path.clone()));
+    fn headers(&self, path: &TreePath, kind: TarKind) -> Result<Vec<u8>, WriteTarError> {
+        let (limit, of) = kind.max_path();
+        if self.path.len() > limit || self.target.len() > limit {
+            let path = path.clone();
+            return Err(WriteTarError::PathTooLong { path, limit, of });
+        }
+        if path.components().len() > MAX_DEPTH {
+            let path = path.clone();
+            let limit = MAX_DEPTH;
+            return Err(WriteTarError::TooDeep { path, limit });
+        }
+        for (id, field) in [(self.metadata.uid, "uid"), (self.metadata.gid, "gid")] {
+            if id == NOBODY {
+                let path = path.clone();
+                return Err(WriteTarError::Nobody { path, field });
+            }
         }
         let mut header = [0; BLOCK];
         let mut pax = Vec::new();
@@ -222,7 +245,7 @@ impl<'a> Member<'a> {
                     name: shown(name),
                 });
             }
-            pax::push_record(&mut pax, &[pax::XATTR, name].concat(), value);
+            pax::push_record(&mut pax, &[attributes::XATTR, name].concat(), value);
         }
         // Once more for tools that read access lists as text alone; our own reader prefers the attribute.
         for (key, name) in acl::KINDS {

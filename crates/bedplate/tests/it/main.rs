@@ -9,5 +9,6 @@ mod linked;
 mod registry;
 mod sandbox;
 mod surroundings;
+mod tars;
 mod together;
 mod trees;

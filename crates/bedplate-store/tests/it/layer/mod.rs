@@ -1,5 +1,6 @@
 //! Layers over their public seam: what other tools write, what strangers send, and our own way round.
 
+mod archive;
 mod flatten;
 mod hostile;
 mod round_trip;
