@@ -54,7 +54,7 @@ pub(crate) fn smoke(keep: bool) -> Result<()> {
 }
 
 /// Versions that do not get as far as their health checks.
-fn heal() -> Result<()> {
+pub(crate) fn heal() -> Result<()> {
     story::require_packages()?;
     story::heal()
 }

@@ -162,15 +162,16 @@ fn a_small_export_whose_reader_is_gone_has_failed_too() {
     let sandbox = Sandbox::new();
     std::fs::create_dir(sandbox.path("tree")).unwrap();
     sandbox.good("commit tree os:v1");
-    let mut child = sandbox
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ended = sandbox
         .command()
         .args(["export", "os:v1"])
-        .stdout(Stdio::piped())
+        .stdout(writer)
         .stderr(Stdio::null())
-        .spawn()
+        .status()
         .unwrap();
-    drop(child.stdout.take());
-    assert_eq!(child.wait().unwrap().code(), Some(3));
+    assert_eq!(ended.code(), Some(3));
 }
 
 #[test]
