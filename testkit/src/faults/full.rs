@@ -56,7 +56,9 @@ pub fn fill(bench: &Bench, operation: &Operation, disk: Disk, steps: u64) -> Res
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 let left = fs::read_dir(store.join("store/tmp")).map_or(0, Iterator::count);
                 enough = output.status.success();
-                if !operation.makes_room {
+                // Without a store there is nothing to collect.
+                let has_store = store.join("store/format.json").exists();
+                if has_store && !operation.makes_room {
                     let gc = bench.program.try_run(store, "gc")?;
                     let told = String::from_utf8_lossy(&gc.stderr);
                     ensure!(gc.status.success(), "gc fails after it: {told}");
