@@ -158,7 +158,15 @@ impl Bench {
                 .arg(&self.trees.v1)
                 .arg("/"),
         )?;
-        let layer = largest(&layout.join("blobs/sha256"))?;
+        let blob = largest(&layout.join("blobs/sha256"))?;
+        // umoci leaves out the end of the tar, without which an archive is taken for a cut one.
+        let layer = self.place.join("layer.tar.gz");
+        let append = r#"cp "$1" "$2" && head -c 1024 /dev/zero | gzip >>"$2""#;
+        run::output(
+            Command::new("sh")
+                .args(["-c", append, "sh"])
+                .args([&blob, &layer]),
+        )?;
         let (store, bundle) = (self.place.join("imported"), self.place.join("bundle"));
         let (mut ours, mut theirs) = (Samples::default(), Samples::default());
         self.settle(&layer)?;
@@ -177,6 +185,7 @@ impl Bench {
         )?;
         remove(&bundle)?;
         remove(&layout)?;
+        remove(&layer)?;
         report.add(Row {
             what: "import v1 as one layer, gzip, into an empty store (one run)",
             ours,

@@ -149,10 +149,10 @@ pub(super) fn parse<F: Feed>(feed: &mut F) -> Result<Parsed, F::Error> {
             feed.body(entries.len(), &entry.path, &body)?;
             let padding = (BLOCK - (body.stream % BLOCK as u64) as usize) % BLOCK;
             let count = feed.fill(&mut [0; BLOCK][..padding])?;
-            // Some writers leave out the padding of a layer's last member.
+            // Some writers leave out the padding of a layer's last member, and all that follows.
             if count < padding && origin == Origin::Archive {
                 let offset = feed.offset();
-                return Err(LayerError::Truncated { offset }.into());
+                return Err(LayerError::NoEnd { offset }.into());
             }
         }
         entries.push(entry);
