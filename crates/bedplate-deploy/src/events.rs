@@ -287,6 +287,14 @@ mod tests {
         }
     }
 
+    /// The record of [`record`] with a second deployment, which is staged.
+    fn staged() -> Record {
+        let mut record = record();
+        let second = deployment(2, State::Staged, Some(1));
+        record.deployments.insert(0, second);
+        record
+    }
+
     fn told(old: &Record, new: &Record) -> Vec<(What, DeploymentId)> {
         let events = changes(old, new, &actor(), 5);
         events.iter().map(|it| (it.what, it.deployment)).collect()
@@ -294,11 +302,7 @@ mod tests {
 
     #[test]
     fn the_life_of_a_version_is_told() {
-        let first = record();
-        let mut staged = first.clone();
-        staged
-            .deployments
-            .insert(0, deployment(2, State::Staged, Some(1)));
+        let (first, staged) = (record(), staged());
         assert_eq!(told(&first, &staged), [(What::Staged, id(2))]);
         assert_eq!(told(&staged, &first), [(What::Unstaged, id(2))]);
 
@@ -340,11 +344,7 @@ mod tests {
     fn what_is_missing_in_the_log_is_said() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join(layout::BEDPLATE)).unwrap();
-        let first = record();
-        let mut second = first.clone();
-        second
-            .deployments
-            .insert(0, deployment(2, State::Staged, Some(1)));
+        let (first, second) = (record(), staged());
         let mut third = second.clone();
         third.deployments[0].state = State::Trial;
         let write = |old, new| {
@@ -366,11 +366,7 @@ mod tests {
     fn the_log_stays_small() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join(layout::BEDPLATE)).unwrap();
-        let first = record();
-        let mut second = first.clone();
-        second
-            .deployments
-            .insert(0, deployment(2, State::Staged, Some(1)));
+        let (first, second) = (record(), staged());
         let (there, back) = (
             changes(&first, &second, &actor(), 5),
             changes(&second, &first, &actor(), 6),

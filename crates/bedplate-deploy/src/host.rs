@@ -19,7 +19,7 @@ use bedplate_sys::mount::{self, Access};
 use bedplate_sys::namespace;
 use bedplate_sys::space::Space;
 
-use crate::config::Config;
+use crate::config::{Config, HealthConfig};
 use crate::esp::RootDisk;
 use crate::events::Actor;
 
@@ -38,6 +38,8 @@ pub struct Host {
     pub now: i64,
     /// What is the same for all of the machine's boot entries.
     pub settings: Settings,
+    /// What must hold before a deployment counts as proven.
+    pub health: HealthConfig,
     /// How to reach the boot partition.
     pub boot: Box<dyn BootAccess>,
     /// What is there where the hardware has a watchdog.
@@ -106,6 +108,7 @@ impl Host {
                 unsealed_allowed: unsealed_allowed(Path::new("/proc/cmdline")),
                 ..Settings::default()
             },
+            health: config.health.clone(),
             boot: Box::new(RootDisk::of(Path::new(layout::SYSROOT))),
             watchdog: WATCHDOG.into(),
             writes: Box::new(()),

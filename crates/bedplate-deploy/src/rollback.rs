@@ -62,7 +62,8 @@ impl Machine<'_> {
         to: Option<&DeploymentSelector>,
     ) -> Result<RollbackPlan, RollbackError> {
         let record = self.record()?;
-        plan(&record, wanted(&record, to)?)
+        let to = to.map(|to| to.find(&record)).transpose()?;
+        plan(&record, to.map(|to| to.id))
     }
 
     /// Makes the previous proven deployment, or the given one, the next to boot.
@@ -72,9 +73,13 @@ impl Machine<'_> {
         to: Option<&DeploymentSelector>,
     ) -> Result<RollbackPlan, RollbackError> {
         let _lock = self.lock()?;
-        // The places are those that `status` shows: settling may change them.
-        let to = wanted(&self.record()?, to)?;
-        let mut record = self.settle(store, Gate::Unknown)?;
+        let (mut record, to) = match to {
+            Some(to) => {
+                let (record, to) = self.settle_for::<RollbackError>(store, to)?;
+                (record, Some(to.id))
+            }
+            None => (self.settle(store, Gate::Unknown)?, None),
+        };
         let plan = plan(&record, to)?;
         record.deployments.retain(|d| d.state != State::Staged);
         record.intent = Some(Intent::Select {
@@ -89,20 +94,11 @@ impl Machine<'_> {
     }
 }
 
-/// Returns the deployment that a person named, where they named one.
-fn wanted(
-    record: &Record,
-    to: Option<&DeploymentSelector>,
-) -> Result<Option<DeploymentId>, FindDeploymentError> {
-    to.map(|to| Ok(to.find(record)?.id)).transpose()
-}
-
 fn plan(record: &Record, to: Option<DeploymentId>) -> Result<RollbackPlan, RollbackError> {
     let to = match to {
         Some(id) => id,
         None => settle::previous(record).ok_or(RollbackError::NoPrevious)?,
     };
-    // Settling may have forgotten it.
     let to = DeploymentSelector::from(to).find(record)?;
     if to.state != State::Proven {
         return Err(RollbackError::NotProven {

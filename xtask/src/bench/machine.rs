@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use bedplate_boot::partition::DirectoryPartition;
 use bedplate_boot::render::{self, Settings};
+use bedplate_deploy::config::HealthConfig;
 use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot};
 use bedplate_deploy::{Machine, record_file};
@@ -89,6 +90,7 @@ impl MadeUp {
             actor: Actor::default(),
             now: 0,
             settings: Settings::default(),
+            health: HealthConfig::default(),
             boot: Box::new(Esp(self.esp.clone())),
             watchdog: self.run.join("no-watchdog"),
             writes: Box::new(()),

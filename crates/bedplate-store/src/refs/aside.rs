@@ -54,14 +54,8 @@ impl SetAside {
 impl RefsError {
     /// Returns whether the file of a ref is at fault, so that a repair sets it aside.
     pub fn is_damaged_ref(&self) -> bool {
-        let (Self::Read { path, .. } | Self::Damaged { path, .. } | Self::Misplaced { path, .. }) =
-            self
-        else {
-            return false;
-        };
-        let is_ref = path
-            .parent()
-            .is_some_and(|parent| parent.file_name() == Some("refs".as_ref()));
+        let parent = self.path().and_then(|path| path.parent());
+        let is_ref = parent.and_then(Path::file_name) == Some("refs".as_ref());
         is_ref
             && match self {
                 // What is no regular file, or too long; and nothing that another try might read.

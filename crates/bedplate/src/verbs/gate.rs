@@ -1,5 +1,6 @@
 //! `internal check`, `prove` and `heal`: the health gate, as the machine's units call it.
 
+use std::io;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -20,18 +21,10 @@ const LOOK: u64 = 2;
 
 /// Runs the health checks; the answer is no where one fails that is required.
 pub(super) fn check(host: &Host, context: &mut Context<'_>) -> anyhow::Result<Answer> {
-    let config = Context::config().health;
-    let mut ended = Vec::new();
-    let report = health::check(
-        &host.run,
-        Path::new(SYSTEM),
-        &config,
-        &mut |kind, outcome| ended.push(line(kind, outcome)),
-    )
-    .context("cannot check the health of what was booted")?;
-    for line in ended {
-        writeln!(context.out, "{line}")?;
-    }
+    let checked = listening(context, |told| {
+        health::check(&host.run, Path::new(SYSTEM), &host.health, told)
+    })?;
+    let report = checked.context("cannot check the health of what was booted")?;
     Ok(match report.failure {
         None => Answer::Yes,
         Some(failure) => {
@@ -45,8 +38,7 @@ pub(super) fn check(host: &Host, context: &mut Context<'_>) -> anyhow::Result<An
 pub(super) fn prove(host: &Host, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.store()?;
     let machine = Machine::open(host)?;
-    let config = Context::config().health;
-    let report = health::watch(&machine, &Systemctl, &config, &mut || {
+    let report = health::watch(&machine, &Systemctl, &host.health, &mut || {
         thread::sleep(Duration::from_secs(LOOK));
         LOOK
     })
@@ -66,7 +58,7 @@ pub(super) fn prove(host: &Host, context: &mut Context<'_>) -> anyhow::Result<An
         "deployment {} is proven",
         machine.booted().deployment
     )?;
-    tell(Kind::Green, context)?;
+    tell(host, Kind::Green, context)?;
     Ok(Answer::Yes)
 }
 
@@ -83,7 +75,7 @@ pub(super) fn heal(host: &Host, context: &mut Context<'_>) -> anyhow::Result<Ans
     } else if let Err(error) = machine.publish() {
         writeln!(context.out, "no summary: {}", sentence(&error))?;
     }
-    tell(Kind::Red, context)?;
+    tell(host, Kind::Red, context)?;
     match healed.healing {
         Healing::Restart => {
             writeln!(
@@ -105,19 +97,27 @@ pub(super) fn heal(host: &Host, context: &mut Context<'_>) -> anyhow::Result<Ans
 }
 
 /// Tells scripts of the result; what becomes of them changes nothing.
-fn tell(kind: Kind, context: &mut Context<'_>) -> anyhow::Result<()> {
-    let config = Context::config().health;
-    let mut ended = Vec::new();
-    let told = health::tell(Path::new(SYSTEM), kind, &config, &mut |kind, outcome| {
-        ended.push(line(kind, outcome));
-    });
-    for line in ended {
-        writeln!(context.out, "{line}")?;
-    }
+fn tell(host: &Host, kind: Kind, context: &mut Context<'_>) -> anyhow::Result<()> {
+    let told = listening(context, |told| {
+        health::tell(Path::new(SYSTEM), kind, &host.health, told)
+    })?;
     if let Err(error) = told {
         writeln!(context.out, "{}", sentence(&error))?;
     }
     Ok(())
+}
+
+/// Does something that runs scripts, and prints what came of each.
+fn listening<T>(
+    context: &mut Context<'_>,
+    work: impl FnOnce(&mut dyn FnMut(Kind, &Outcome)) -> T,
+) -> io::Result<T> {
+    let mut lines = Vec::new();
+    let result = work(&mut |kind, outcome| lines.push(line(kind, outcome)));
+    for line in lines {
+        writeln!(context.out, "{line}")?;
+    }
+    Ok(result)
 }
 
 /// Says what came of a script.
