@@ -9,7 +9,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use bedplate_model::record::DeploymentId;
+use bedplate_model::record::{DeploymentId, EtcMode};
 use bedplate_model::{Algorithm, ErofsVersion, ObjectId, RootDigest};
 
 /// The key of the deployment's id.
@@ -18,6 +18,8 @@ pub const DEPLOYMENT: &str = "bedplate.deployment";
 pub const ROOT_DIGEST: &str = "bedplate.root";
 /// The key of the physical root's device.
 pub const ROOT: &str = "root";
+/// The key of how the deployment comes by its /etc.
+pub const ETC: &str = "bedplate.etc";
 /// Asks early boot for a shell instead of a reboot when it fails.
 pub const DEBUG: &str = "bedplate.debug";
 
@@ -189,6 +191,57 @@ impl FromStr for BootRoot {
     }
 }
 
+/// Whether and how the file system of the physical root is checked: the arguments of systemd-fsck@.service(8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FilesystemCheck {
+    /// `fsck.mode=`.
+    pub mode: CheckMode,
+    /// `fsck.repair=`.
+    pub repair: CheckRepair,
+}
+
+/// When a file system is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckMode {
+    /// When it says that it needs it.
+    #[default]
+    Auto,
+    /// At this boot.
+    Force,
+    /// Never.
+    Skip,
+}
+
+/// What is done about errors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckRepair {
+    /// What can be mended without a loss is.
+    #[default]
+    Preen,
+    /// Everything is.
+    Yes,
+    /// Nothing is.
+    No,
+}
+
+impl FilesystemCheck {
+    /// Reads it from a command line. A value that is none of them is passed over, as systemd does.
+    fn of(cmdline: &Cmdline) -> Self {
+        Self {
+            mode: match cmdline.value("fsck.mode").as_deref() {
+                Some("force") => CheckMode::Force,
+                Some("skip") => CheckMode::Skip,
+                _ => CheckMode::Auto,
+            },
+            repair: match cmdline.value("fsck.repair").as_deref() {
+                Some("yes") => CheckRepair::Yes,
+                Some("no") => CheckRepair::No,
+                _ => CheckRepair::Preen,
+            },
+        }
+    }
+}
+
 /// What early boot is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootArguments {
@@ -198,6 +251,10 @@ pub struct BootArguments {
     pub deployment: DeploymentId,
     /// Its image.
     pub image: BootRoot,
+    /// How it comes by its /etc.
+    pub etc: EtcMode,
+    /// Whether the root's file system is checked before.
+    pub check: FilesystemCheck,
     /// What is started at last.
     pub init: String,
     /// A shell is wanted when something fails.
@@ -220,12 +277,18 @@ impl BootArguments {
             None => DeviceName::Discoverable,
             Some(text) => DeviceName::parse(&text).ok_or_else(|| wrong(ROOT, &text))?,
         };
+        let etc = match cmdline.value(ETC) {
+            None => EtcMode::Merged,
+            Some(text) => text.parse().map_err(|_| wrong(ETC, &text))?,
+        };
         let id = needed(DEPLOYMENT)?;
         let image = needed(ROOT_DIGEST)?;
         Ok(Self {
             root,
             deployment: id.parse().map_err(|_| wrong(DEPLOYMENT, &id))?,
             image: image.parse().map_err(|_| wrong(ROOT_DIGEST, &image))?,
+            etc,
+            check: FilesystemCheck::of(cmdline),
             init: cmdline.value("init").unwrap_or_else(|| "/sbin/init".into()),
             debug: cmdline.flag(DEBUG),
         })
@@ -279,6 +342,17 @@ mod tests {
         assert!(told.image.unsealed_allowed && told.debug);
         assert_eq!(told.image.to_string(), format!("?v1-sha256-12:{digest}"));
         assert_eq!(line("").unwrap().root, DeviceName::Discoverable);
+        assert_eq!(told.etc, EtcMode::Merged);
+        for mode in EtcMode::ALL {
+            assert_eq!(line(&format!("{ETC}={mode}")).unwrap().etc, mode);
+        }
+        assert!(line("bedplate.etc=sometimes").is_err());
+        assert_eq!(told.check, FilesystemCheck::default());
+        let told = line("fsck.mode=force fsck.repair=no").unwrap();
+        assert_eq!(
+            (told.check.mode, told.check.repair),
+            (CheckMode::Force, CheckRepair::No)
+        );
         assert!(line("root=nonsense").is_err());
         assert!(line("bedplate.deployment=5").is_err());
         assert!(line("bedplate.root=v1-sha512-12:00").is_err());

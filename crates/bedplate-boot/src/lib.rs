@@ -8,6 +8,7 @@
 //! command line ─→ cmdline ─→ BootArguments       what early boot is told
 //! kargs.d of an image ─→ kargs                   what goes onto the command line
 //! local changes of it ─→ local_kargs              and what this machine changes of that
+//! copies of systemd-boot ─→ loader_update        which of them follows the image's
 //! boot options found ─→ firmware                 what starts the loader, and starts it again
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod firmware;
 pub mod initramfs;
 pub mod kargs;
 pub mod loader_conf;
+pub mod loader_update;
 pub mod local_kargs;
 pub mod partition;
 pub mod render;

@@ -5,8 +5,10 @@
 //! /usr/lib/bedplate/bedplate-init                PID 1 of the initramfs, to make others from
 //! /usr/lib/modules/<release>/initramfs.img       made from both and the tree's kernel modules
 //! /usr/lib/systemd/system/bedplate-*.service     enabled by links, so that no preset decides
+//! /usr/lib/systemd/system/bedplate-upgrade.timer  likewise; machine.toml says whether it does anything
 //! /usr/lib/systemd/system/boot-complete.target.d/50-bedplate.conf    a gate that hangs fails
 //! /usr/lib/systemd/system.conf.d/50-bedplate.conf                     a machine that hangs restarts
+//! /usr/lib/tmpfiles.d/bedplate-overlay.conf                           what was written to /usr for a while goes
 //! /usr/lib/systemd/system/systemd-bless-boot.service → /dev/null
 //! ```
 
@@ -17,7 +19,7 @@ use crate::edit::{EditError, Editor};
 const UNITS: &str = "usr/lib/systemd/system";
 
 /// The units that come with the program: name and text.
-const OUR_UNITS: [(&str, &str); 6] = [
+const OUR_UNITS: [(&str, &str); 8] = [
     (
         "bedplate-finalize.service",
         include_str!("../../../dist/units/bedplate-finalize.service"),
@@ -42,10 +44,18 @@ const OUR_UNITS: [(&str, &str); 6] = [
         "bedplate-prove.service",
         include_str!("../../../dist/units/bedplate-prove.service"),
     ),
+    (
+        "bedplate-upgrade.service",
+        include_str!("../../../dist/units/bedplate-upgrade.service"),
+    ),
+    (
+        "bedplate-upgrade.timer",
+        include_str!("../../../dist/units/bedplate-upgrade.timer"),
+    ),
 ];
 
 /// Settings of the service manager that come with the program: path and text.
-const OUR_SETTINGS: [(&str, &str); 2] = [
+const OUR_SETTINGS: [(&str, &str); 3] = [
     (
         "usr/lib/systemd/system/boot-complete.target.d/50-bedplate.conf",
         include_str!("../../../dist/units/boot-complete.target.conf"),
@@ -53,6 +63,10 @@ const OUR_SETTINGS: [(&str, &str); 2] = [
     (
         "usr/lib/systemd/system.conf.d/50-bedplate.conf",
         include_str!("../../../dist/units/manager.conf"),
+    ),
+    (
+        "usr/lib/tmpfiles.d/bedplate-overlay.conf",
+        include_str!("../../../dist/units/tmpfiles.conf"),
     ),
 ];
 

@@ -17,6 +17,8 @@ use bedplate_model::{Content, FileContent, NodeId, Sha256, Tree, TreePath, layou
 use bedplate_store::{ReadStoreError, Store};
 use sha2::Digest as _;
 
+use crate::config::{self, ImageConfig};
+
 /// The most bytes of a kernel, initramfs or loader: more would fill a boot partition.
 const BOOT_FILE_MAX: u64 = 512 << 20;
 
@@ -56,6 +58,8 @@ pub struct Bootable {
     pub version: Option<String>,
     /// The kernel arguments that the image brings.
     pub kargs: Vec<String>,
+    /// What the image sets about its machines.
+    pub config: ImageConfig,
 }
 
 impl Bootable {
@@ -63,27 +67,32 @@ impl Bootable {
     pub fn read(store: &Store, tree: &Tree) -> Result<Self, BootableError> {
         let release = release(tree)?;
         let home = format!("{}/{release}", layout::MODULES);
-        let file = |path: &str| -> Result<Option<BootFile>, BootableError> {
-            match content(tree, path) {
-                Some(content) => boot_file(store, path, content).map(Some),
-                None => Ok(None),
-            }
-        };
         let needed = |name: &str| {
             let path = format!("{home}/{name}");
-            file(&path)?.ok_or(BootableError::Missing { path })
+            match content(tree, &path) {
+                Some(content) => boot_file(store, &path, content),
+                None => Err(BootableError::Missing { path }),
+            }
         };
         let says = os_release(store, tree);
         Ok(Self {
             vmlinuz: needed(layout::VMLINUZ)?,
             initramfs: needed(layout::INITRAMFS)?,
-            loader: file(layout::SYSTEMD_BOOT)?,
+            loader: loader(store, tree)?,
             title: says.title().to_owned(),
             version: says.version().map(str::to_owned),
             kargs: image_kargs(store, tree)?,
+            config: image_config(store, tree),
             release,
         })
     }
+}
+
+/// Reads the loader that an image brings.
+pub(crate) fn loader(store: &Store, tree: &Tree) -> Result<Option<BootFile>, BootableError> {
+    content(tree, layout::SYSTEMD_BOOT)
+        .map(|content| boot_file(store, layout::SYSTEMD_BOOT, content))
+        .transpose()
 }
 
 /// Reads the kernel arguments that an image brings.
@@ -93,6 +102,15 @@ pub(crate) fn image_kargs(store: &Store, tree: &Tree) -> Result<Vec<String>, Ima
             .read_small(content, kargs::FILE_MAX)
             .map_err(std::io::Error::other)
     })
+}
+
+/// Reads what an image sets about its machines; what cannot be used has its defaults, as on a machine that runs it.
+fn image_config(store: &Store, tree: &Tree) -> ImageConfig {
+    content(tree, config::IMAGE_FILE)
+        .and_then(|content| store.read_small(content, config::FILE_MAX).ok())
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .map(|text| ImageConfig::parse(&text))
+        .unwrap_or_default()
 }
 
 /// Reads what an image says about itself; one that says nothing is a Linux without a version.

@@ -5,25 +5,43 @@
 //! /etc/bedplate/machine.toml       the machine's    ─┴─ key by key, the machine's last ─→ Config
 //! ```
 //!
-//! Invariant: a machine without such files works; what a file does not say has its default.
+//! Invariant: a machine without such files works; what a file does not say has its default. What is wrong is told
+//! and left out, and the rest holds: a mistake, or a key that only a later program knows, leaves no machine
+//! without its health gate.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bedplate_model::human;
+use bedplate_model::record::EtcMode;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
-/// The files, below the running system's root, in the order in which they count.
-pub const FILES: [&str; 2] = ["usr/lib/bedplate/machine.toml", "etc/bedplate/machine.toml"];
+use crate::automatic::Window;
+
+/// The image's file, below its root.
+pub const IMAGE_FILE: &str = "usr/lib/bedplate/machine.toml";
+/// The machine's file, below the running system's root.
+pub const LOCAL_FILE: &str = "etc/bedplate/machine.toml";
+/// More bytes than any such file has.
+pub const FILE_MAX: u64 = 1 << 20;
 
 /// What is set about a machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// The health gate.
     pub health: HealthConfig,
+    /// /etc.
+    pub etc: EtcConfig,
+    /// Upgrades that nobody asks for.
+    pub upgrade: UpgradeConfig,
+    /// The boot partition.
+    pub boot: BootConfig,
+    /// What the machine's file says alone: it counts over that of the next image, too.
+    pub local: LocalConfig,
 }
 
 /// What must hold before a deployment counts as proven.
@@ -31,6 +49,7 @@ pub struct Config {
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct HealthConfig {
     /// How often a deployment on trial may start before its base boots again.
+    #[serde(deserialize_with = "tries")]
     pub tries: u32,
     /// For how many seconds a deployment is watched after its checks passed.
     #[serde(deserialize_with = "seconds")]
@@ -70,9 +89,87 @@ impl Default for HealthConfig {
     }
 }
 
-/// Why a configuration could not be used.
+/// How deployments come by their /etc.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct EtcConfig {
+    /// The mode, for deployments that are made from now on.
+    pub mode: EtcMode,
+}
+
+/// What a machine does by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct UpgradeConfig {
+    /// How far it goes.
+    pub automatic: Automatic,
+    /// How many seconds lie between two looks.
+    #[serde(deserialize_with = "seconds")]
+    pub every: u64,
+    /// Over how many seconds machines spread: each has its own share of them, the same for one version.
+    #[serde(deserialize_with = "seconds")]
+    pub jitter: u64,
+    /// When it may restart; at any time where there are none.
+    pub windows: Vec<Window>,
+}
+
+/// How far a machine goes by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Automatic {
+    /// It does nothing.
+    #[default]
+    Off,
+    /// It looks for something newer, and says so.
+    Check,
+    /// It stages what is newer; that boots at the next reboot.
+    Stage,
+    /// It restarts into what it staged.
+    Apply,
+}
+
+impl Default for UpgradeConfig {
+    fn default() -> Self {
+        Self {
+            automatic: Automatic::Off,
+            every: 6 * 3600,
+            jitter: 3600,
+            windows: Vec::new(),
+        }
+    }
+}
+
+/// What is done to the boot partition.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct BootConfig {
+    /// Whether the loader follows that of proven images.
+    pub update_loader: bool,
+}
+
+impl Default for BootConfig {
+    fn default() -> Self {
+        Self {
+            update_loader: true,
+        }
+    }
+}
+
+/// What an image sets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ImageConfig(Table);
+
+impl Eq for ImageConfig {}
+
+/// What a machine sets over its images.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LocalConfig(Table);
+
+impl Eq for LocalConfig {}
+
+/// What in a file is not used.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadConfigError {
+pub enum Problem {
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -83,7 +180,7 @@ pub enum ReadConfigError {
     },
     /// A file is no TOML, or sets what there is not.
     #[error("{} is not right: {problem}", path.display())]
-    Parse {
+    Wrong {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -92,45 +189,111 @@ pub enum ReadConfigError {
 }
 
 impl Config {
-    /// Reads the configuration of the system below `root`.
-    pub fn read(root: &Path) -> Result<Self, ReadConfigError> {
-        let mut merged = Table::new();
-        for name in FILES {
+    /// Reads the configuration of the system below `root`, and says what of it is not used.
+    pub fn read(root: &Path) -> (Self, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let mut file = |name: &str| {
             let path = root.join(name);
             match fs::read_to_string(&path) {
                 Ok(text) => {
-                    // Each file alone first, so that the error names it.
-                    let table = parse(&text).map_err(|problem| ReadConfigError::Parse {
+                    let (table, wrong) = right(&text);
+                    problems.extend(wrong.into_iter().map(|problem| Problem::Wrong {
                         path: path.clone(),
                         problem,
-                    })?;
-                    merge(&mut merged, table);
+                    }));
+                    table
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(ReadConfigError::Read { path, source }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Table::new(),
+                Err(source) => {
+                    problems.push(Problem::Read { path, source });
+                    Table::new()
+                }
+            }
+        };
+        let image = ImageConfig(file(IMAGE_FILE));
+        let local = LocalConfig(file(LOCAL_FILE));
+        (image.over(&local), problems)
+    }
+}
+
+impl ImageConfig {
+    /// Reads an image's file, as far as it is right.
+    pub fn parse(text: &str) -> Self {
+        Self(right(text).0)
+    }
+
+    /// Returns what holds on a machine that sets something itself.
+    pub fn over(&self, local: &LocalConfig) -> Config {
+        let mut merged = self.0.clone();
+        merge(&mut merged, local.0.clone());
+        Config {
+            health: section(&merged, HEALTH).unwrap_or_default(),
+            etc: section(&merged, ETC).unwrap_or_default(),
+            upgrade: section(&merged, UPGRADE).unwrap_or_default(),
+            boot: section(&merged, BOOT).unwrap_or_default(),
+            local: local.clone(),
+        }
+    }
+}
+
+const HEALTH: &str = "health";
+const ETC: &str = "etc";
+const UPGRADE: &str = "upgrade";
+const BOOT: &str = "boot";
+
+/// Returns what of a file is right, key by key, and what is not.
+fn right(text: &str) -> (Table, Vec<String>) {
+    let table: Table = match toml::from_str(text) {
+        Ok(table) => table,
+        Err(error) => return (Table::new(), vec![error.message().to_owned()]),
+    };
+    let (mut kept, mut wrong) = (Table::new(), Vec::new());
+    for (name, value) in table {
+        let Value::Table(keys) = value else {
+            wrong.push(format!("`{}` stands in no section", shown(&name)));
+            continue;
+        };
+        let mut section = Table::new();
+        for (key, value) in keys {
+            let alone = Table::from_iter([(
+                name.clone(),
+                Value::Table(Table::from_iter([(key.clone(), value.clone())])),
+            )]);
+            match check(&alone, &name) {
+                Ok(()) => {
+                    section.insert(key, value);
+                }
+                Err(problem) => wrong.push(format!("{}.{}: {problem}", shown(&name), shown(&key))),
             }
         }
-        of_table(merged).map_err(|problem| ReadConfigError::Parse {
-            path: root.join(FILES[1]),
-            problem,
-        })
+        kept.insert(name, Value::Table(section));
+    }
+    (kept, wrong)
+}
+
+/// A name from a file, as it can stand in a message.
+fn shown(name: &str) -> impl fmt::Display + use<> {
+    bedplate_model::name::shown(name.as_bytes())
+}
+
+fn check(table: &Table, name: &str) -> Result<(), String> {
+    match name {
+        HEALTH => section::<HealthConfig>(table, name).map(drop),
+        ETC => section::<EtcConfig>(table, name).map(drop),
+        UPGRADE => section::<UpgradeConfig>(table, name).map(drop),
+        BOOT => section::<BootConfig>(table, name).map(drop),
+        _ => Err(format!("there is no section `{}`", shown(name))),
     }
 }
 
-fn parse(text: &str) -> Result<Table, String> {
-    let table: Table = toml::from_str(text).map_err(|error| error.message().to_owned())?;
-    of_table(table.clone()).map(|_| table)
-}
-
-fn of_table(table: Table) -> Result<Config, String> {
-    let config: Config = Value::Table(table)
-        .try_into()
-        .map_err(|error: toml::de::Error| error.message().to_owned())?;
-    // The digits of the counter in an entry's name.
-    if !(1..=99).contains(&config.health.tries) {
-        return Err("`tries` is from 1 to 99".to_owned());
+fn section<T: DeserializeOwned + Default>(table: &Table, name: &str) -> Result<T, String> {
+    match table.get(name) {
+        None => Ok(T::default()),
+        Some(value) => value
+            .clone()
+            .try_into()
+            .map_err(|error: toml::de::Error| error.message().to_owned()),
     }
-    Ok(config)
 }
 
 /// Takes over what `later` sets; tables are joined.
@@ -154,45 +317,98 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> 
     })
 }
 
+fn tries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let tries = u32::deserialize(deserializer)?;
+    // The digits of the counter in an entry's name.
+    if (1..=99).contains(&tries) {
+        return Ok(tries);
+    }
+    Err(serde::de::Error::custom("`tries` is from 1 to 99"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(image: &str, machine: &str) -> Result<Config, ReadConfigError> {
+    fn read(image: &str, machine: &str) -> (Config, Vec<String>) {
         let root = tempfile::tempdir().unwrap();
-        for (name, text) in FILES.iter().zip([image, machine]) {
+        for (name, text) in [(IMAGE_FILE, image), (LOCAL_FILE, machine)] {
             let path = root.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        Config::read(root.path())
+        let (config, problems) = Config::read(root.path());
+        (config, problems.iter().map(ToString::to_string).collect())
     }
 
     #[test]
     fn the_machines_file_counts_key_by_key() {
-        let config = read(
-            "[health]\ntries = 5\nprobation = \"10m\"\n",
-            "[health]\ntries = 2\n",
-        )
-        .unwrap();
+        let (config, problems) = read(
+            "[health]\ntries = 5\nprobation = \"10m\"\n[etc]\nmode = \"transient\"\n",
+            "[health]\ntries = 2\n[upgrade]\nautomatic = \"apply\"\nwindows = [\"Sat 02:00-04:00\"]\n",
+        );
+        assert!(problems.is_empty(), "{problems:?}");
         assert_eq!((config.health.tries, config.health.probation), (2, 600));
         assert_eq!(config.health.restarts, HealthConfig::default().restarts);
-        assert_eq!(
-            Config::read(Path::new("/nonexistent")).unwrap(),
-            Config::default()
-        );
+        assert_eq!(config.etc.mode, EtcMode::Transient);
+        assert_eq!(config.upgrade.automatic, Automatic::Apply);
+        assert_eq!(config.upgrade.windows.len(), 1);
+        // The next image says nothing of /etc.
+        let next = ImageConfig::parse("[health]\nprobation = \"1m\"\n").over(&config.local);
+        assert_eq!((next.health.tries, next.health.probation), (2, 60));
+        assert_eq!(next.etc.mode, EtcMode::Merged);
+        let (nothing, problems) = Config::read(Path::new("/nonexistent"));
+        assert!(problems.is_empty() && nothing == Config::default());
     }
 
     #[test]
-    fn what_is_not_right_is_named_with_its_file() {
-        for (image, machine, named) in [
-            ("[health]\ntrys = 1\n", "", FILES[0]),
-            ("", "[health]\nprobation = \"soon\"\n", FILES[1]),
-            ("", "[health]\ntries = 0\n", FILES[1]),
-            ("", "health", FILES[1]),
+    fn what_is_not_right_is_named_with_its_file_and_the_rest_holds() {
+        for (image, machine, file, named) in [
+            (
+                "[health]\ntrys = 1\ntries = 7\n",
+                "",
+                IMAGE_FILE,
+                "health.trys",
+            ),
+            (
+                "[health]\ntries = 7\n",
+                "[health]\nprobation = \"soon\"\n",
+                LOCAL_FILE,
+                "soon",
+            ),
+            (
+                "[health]\ntries = 7\n",
+                "[health]\ntries = 0\n",
+                LOCAL_FILE,
+                "1 to 99",
+            ),
+            ("[health]\ntries = 7\n", "health", LOCAL_FILE, ""),
+            (
+                "[health]\ntries = 7\n",
+                "[magic]\nlevel = 3\n",
+                LOCAL_FILE,
+                "no section",
+            ),
+            (
+                "[health]\ntries = 7\n",
+                "[etc]\nmode = \"often\"\n",
+                LOCAL_FILE,
+                "often",
+            ),
+            (
+                "[health]\ntries = 7\n",
+                "[upgrade]\nwindows = [\"at night\"]\n",
+                LOCAL_FILE,
+                "at night",
+            ),
         ] {
-            let error = read(image, machine).unwrap_err().to_string();
-            assert!(error.contains(named), "{error}");
+            let (config, problems) = read(image, machine);
+            assert_eq!(config.health.tries, 7, "{problems:?}");
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(
+                problems[0].contains(file) && problems[0].contains(named),
+                "{problems:?}"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Finalizing: at shutdown, what was staged becomes what boots next, on trial.
 //!
 //! ```text
-//! 1. merge /etc three ways       deployments/<id>/etc            begun anew when interrupted
+//! 1. merge /etc three ways       deployments/<id>/etc[-layer]    begun anew when interrupted
 //! 2. record: intent Try          the base is what runs now
 //! 3. boot partition              kernel, initramfs, entry with tries
 //! 4. loader.conf, one sector     COMMIT
@@ -12,10 +12,12 @@
 //! case it is still staged.
 
 use std::io;
+use std::path::PathBuf;
 
 use bedplate_boot::render;
-use bedplate_model::record::{Deployment, DeploymentId, Intent, Record, State};
-use bedplate_model::{FileContent, TreePath};
+use bedplate_model::record::{Deployment, DeploymentId, EtcMode, Intent, Record, State};
+use bedplate_model::tree::TreeError;
+use bedplate_model::{FileContent, RootDigest, TreePath, layout};
 use bedplate_store::{DigestOnly, ReadStoreError, ScanError, Store, scan};
 use bedplate_sys::{durable, files};
 
@@ -77,6 +79,9 @@ pub enum MergeEtcError {
     /// Lines could not be merged.
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// The layer could not be put together.
+    #[error(transparent)]
+    Layer(#[from] TreeError),
     /// The result could not be written.
     #[error(transparent)]
     Apply(#[from] ApplyError),
@@ -129,14 +134,20 @@ impl Machine<'_> {
         base: &Deployment,
         staged: &Deployment,
     ) -> Result<Vec<Conflict>, MergeEtcError> {
+        let Some(merged) = self.merge_etc(store, base, (staged.root, staged.etc))? else {
+            return Ok(Vec::new());
+        };
         let home = self.make_home(staged.id)?;
-        let merged = self.merge_etc(store, base, staged.root)?;
+        let name = match staged.etc {
+            EtcMode::Overlay => layout::ETC_LAYER,
+            _ => layout::ETC,
+        };
         self.host.writes.next("the merged /etc")?;
         etc::apply::apply(
             &merged,
-            &self.home(base.id).join("etc"),
+            &self.etc_here(base),
             &|content: &FileContent| store.read_content(content).map_err(io::Error::other),
-            &home,
+            (&home, name),
         )?;
         let path = home.join(CONFLICTS_FILE);
         let text = serde_json::to_vec_pretty(&merged.conflicts).map_err(io::Error::other)?;
@@ -145,18 +156,22 @@ impl Machine<'_> {
         Ok(merged.conflicts)
     }
 
-    /// Merges, and writes nothing: what the plan shows.
+    /// Merges, and writes nothing: what the plan shows. `None` where one of the two keeps no changes of its /etc:
+    /// then early boot makes the new one of its image.
     pub(crate) fn merge_etc(
         &self,
         store: &Store,
         base: &Deployment,
-        root: bedplate_model::RootDigest,
-    ) -> Result<Merged, MergeEtcError> {
+        (root, mode): (RootDigest, EtcMode),
+    ) -> Result<Option<Merged>, MergeEtcError> {
+        if !base.etc.keeps_changes() || !mode.keeps_changes() {
+            return Ok(None);
+        }
         let algorithm = base.root.image.algorithm();
         if root.image.algorithm() != algorithm {
             return Err(MergeEtcError::Algorithms);
         }
-        let here = self.home(base.id).join("etc");
+        let here = self.etc_here(base);
         let current = scan(&here, &DigestOnly(algorithm), &())?;
         let (old, old_etc) = etc_of(store.tree(&base.root)?)?;
         let (new, new_etc) = etc_of(store.tree(&root)?)?;
@@ -167,12 +182,25 @@ impl Machine<'_> {
                 .map_err(io::Error::other),
             Side::Here => read_here(&directory, path),
         };
-        Ok(etc::merge(
+        let image = Place::new(&new, new_etc);
+        let merged = etc::merge(
             Place::new(&old, old_etc),
             Place::new(&current, bedplate_model::Tree::ROOT),
-            Place::new(&new, new_etc),
+            image,
             &mut read,
-        )?)
+        )?;
+        Ok(Some(match mode {
+            EtcMode::Overlay => etc::layer(&merged, image)?,
+            _ => merged,
+        }))
+    }
+
+    /// Where the /etc of the running deployment is read: a layer alone does not say what there is.
+    fn etc_here(&self, base: &Deployment) -> PathBuf {
+        match base.etc {
+            EtcMode::Overlay => self.host.system.join(layout::ETC),
+            _ => self.home(base.id).join(layout::ETC),
+        }
     }
 }
 

@@ -18,15 +18,17 @@ use bedplate_boot::firmware::{
     self, BOOT_ORDER, EncodeError, HardDrive, Observed, Plan, PlanError, Step, Wanted, option_name,
     option_number, print_order,
 };
+use bedplate_boot::loader_update::{PRIMARY, Started, Version};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
-
-use crate::install::LOADER;
 
 /// Where Linux shows the firmware's variables.
 pub const EFIVARS: &str = "/sys/firmware/efi/efivars";
 
 /// The vendor of the variables that the specification itself defines (UEFI 2.10, 3.3).
 const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+/// The vendor of the variables that boot loaders set (the Boot Loader Interface).
+const LOADER: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
 /// Kept without power, and readable by the loader and by us: what boot variables must be.
 const ATTRIBUTES: [u8; 4] = 7_u32.to_le_bytes();
@@ -67,7 +69,7 @@ pub fn register(
     };
     let wanted = Wanted {
         partition,
-        loader: format!("\\{}", LOADER.replace('/', "\\")),
+        loader: format!("\\{}", PRIMARY.replace('/', "\\")),
         count: u16::try_from(tries).unwrap_or(u16::MAX).saturating_add(1),
     };
     let plan = firmware::plan(&observed, &wanted)?;
@@ -116,6 +118,23 @@ impl EfiVariables {
         Self {
             directory: directory.to_owned(),
         }
+    }
+
+    /// Reads what the loader said of itself when it started this boot (the Boot Loader Interface).
+    pub fn started(&self) -> Option<Started> {
+        let text = |name: &str| {
+            let file = File::open(self.directory.join(format!("{name}-{LOADER}"))).ok()?;
+            let mut bytes = Vec::new();
+            file.take(VALUE_MAX).read_to_end(&mut bytes).ok()?;
+            let (units, _) = bytes.get(ATTRIBUTES.len()..)?.as_chunks::<2>();
+            let units = units.iter().copied().map(u16::from_le_bytes);
+            let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+            String::from_utf16(&units).ok()
+        };
+        Some(Started {
+            path: text("LoaderImageIdentifier")?,
+            version: Version::told(&text("LoaderInfo")?)?,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {

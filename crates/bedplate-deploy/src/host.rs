@@ -19,7 +19,7 @@ use bedplate_sys::mount::{self, Access};
 use bedplate_sys::namespace;
 use bedplate_sys::space::Space;
 
-use crate::config::{Config, HealthConfig};
+use crate::config::{Config, HealthConfig, LocalConfig};
 use crate::esp::RootDisk;
 use crate::events::Actor;
 
@@ -32,6 +32,8 @@ pub struct Host {
     pub root: PathBuf,
     /// The directory of what lasts until the next boot: `/run/bedplate`.
     pub run: PathBuf,
+    /// The running system's root.
+    pub system: PathBuf,
     /// Who changes it.
     pub actor: Actor,
     /// What time it is, in seconds since 1970.
@@ -40,6 +42,8 @@ pub struct Host {
     pub settings: Settings,
     /// What must hold before a deployment counts as proven.
     pub health: HealthConfig,
+    /// What the machine's own file sets, over what any image sets.
+    pub local: LocalConfig,
     /// How to reach the boot partition.
     pub boot: Box<dyn BootAccess>,
     /// What is there where the hardware has a watchdog.
@@ -101,6 +105,7 @@ impl Host {
             run: Path::new(layout::BOOTED)
                 .parent()
                 .map_or_else(PathBuf::new, Path::to_owned),
+            system: "/".into(),
             actor,
             now,
             settings: Settings {
@@ -109,6 +114,7 @@ impl Host {
                 ..Settings::default()
             },
             health: config.health.clone(),
+            local: config.local.clone(),
             boot: Box::new(RootDisk::of(Path::new(layout::SYSROOT))),
             watchdog: WATCHDOG.into(),
             writes: Box::new(()),

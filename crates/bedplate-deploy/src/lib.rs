@@ -17,16 +17,19 @@
 //! | [`kargs`] | kernel arguments, and changing them |
 //! | [`health`] | the gate between trial and proven, and healing |
 //! | [`config`] | `machine.toml` |
+//! | [`automatic`] | upgrades that nobody asks for, and what they wait for |
 //! | [`events`] | the audit log |
 //! | [`why`] | what keeps a machine from what it was asked for |
 //! | [`etc`] | /etc, merged three ways |
+//! | [`usr_overlay`] | a /usr that can be written until the reboot |
 //! | [`bootable`] | what boots an image |
 //! | [`install`], [`grow`] | a new disk |
-//! | [`firmware`] | the firmware's boot options |
+//! | [`firmware`], [`loader`] | the firmware's boot options, and the loader's own update |
 //!
 //! Invariant: the record is the one truth about which deployments a machine has; boot entries are rendered
 //! from it. Cut anywhere, a machine boots the old system or the new one.
 
+pub mod automatic;
 pub mod bootable;
 pub mod config;
 pub mod esp;
@@ -39,6 +42,7 @@ pub mod health;
 pub mod host;
 pub mod install;
 pub mod kargs;
+pub mod loader;
 pub mod machine;
 pub mod pin;
 pub mod record_file;
@@ -49,6 +53,7 @@ pub mod settle;
 pub mod stage;
 pub mod status;
 pub mod undeploy;
+pub mod usr_overlay;
 pub mod why;
 
 pub use finalize::Finalized;

@@ -399,6 +399,9 @@ pub enum MachineError {
         /// Why not.
         source: io::Error,
     },
+    /// The record does not have what runs.
+    #[error("the record does not have the booted deployment {0}")]
+    UnknownBooted(DeploymentId),
     /// The lock cannot be taken.
     #[error("cannot lock {}", path.display())]
     Lock {

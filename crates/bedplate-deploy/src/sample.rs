@@ -1,7 +1,7 @@
 //! Records and deployments for tests.
 
 use bedplate_model::Sha256;
-use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
+use bedplate_model::record::{Deployment, DeploymentId, EtcMode, OtherFields, Record, State};
 
 /// Makes the id `nnnnnnnn`.
 pub(crate) fn id(digit: u8) -> DeploymentId {
@@ -33,6 +33,7 @@ pub(crate) fn deployment(digit: u8, state: State, base: Option<u8>) -> Deploymen
         signature: None,
         local_kargs: None,
         pinned: false,
+        etc: EtcMode::Merged,
         other: OtherFields::new(),
     }
 }

@@ -139,19 +139,17 @@ impl Machine<'_> {
             &store.tree(&from.root)?,
             &store.tree(&prepared.deployment.root)?,
         )?;
-        let conflicts = match record.deployment(self.booted().deployment) {
-            Some(base) => {
-                self.merge_etc(store, base, prepared.deployment.root)?
-                    .conflicts
-            }
-            None => Vec::new(),
+        let to = &prepared.deployment;
+        let merged = match record.deployment(self.booted().deployment) {
+            Some(base) => self.merge_etc(store, base, (to.root, to.etc))?,
+            None => None,
         };
         Ok(Some(UpgradePlan {
             from,
             to: prepared.deployment,
             replaces: staged(&record).map(|staged| staged.id),
             summary,
-            conflicts,
+            conflicts: merged.map(|merged| merged.conflicts).unwrap_or_default(),
             boot_bytes: prepared.boot_bytes,
         }))
     }
@@ -235,6 +233,7 @@ impl Machine<'_> {
             created: self.host.now,
             signature: target.signature.clone(),
             pinned: false,
+            etc: bootable.config.over(&self.host.local).etc.mode,
             other: OtherFields::new(),
         };
         Ok(Prepared {

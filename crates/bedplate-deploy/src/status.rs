@@ -8,12 +8,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 
 use bedplate_boot::render::Observed;
-use bedplate_model::record::{BadVersion, DeploymentId, Failure, Record, State};
+use bedplate_model::record::{BadVersion, DeploymentId, EtcMode, Failure, Record, State};
 use bedplate_model::{ImageName, RootDigest, Sha256};
 use bedplate_sys::durable;
 use bedplate_sys::space::Space;
 use serde::{Deserialize, Serialize};
 
+use crate::automatic::{Memory, Waits};
 use crate::etc::Conflict;
 use crate::finalize::{CONFLICTS_FILE, staged};
 use crate::health::Report;
@@ -50,6 +51,12 @@ pub struct Status {
     pub boot: Room,
     /// The hardware can restart a machine that hangs.
     pub watchdog: bool,
+    /// /usr can be written until the next reboot.
+    #[serde(default)]
+    pub usr_writable: bool,
+    /// What upgrading by itself waits for.
+    #[serde(default)]
+    pub waits: Option<Waits>,
 }
 
 /// How full a file system is.
@@ -107,6 +114,9 @@ pub struct DeploymentStatus {
     pub default: bool,
     /// It stays until it is unpinned.
     pub pinned: bool,
+    /// How it comes by its /etc.
+    #[serde(default)]
+    pub etc: EtcMode,
     /// How often the loader still tries it.
     pub tries_left: Option<u32>,
     /// What of its image's /etc gave way to local changes.
@@ -184,6 +194,7 @@ impl Machine<'_> {
                     booted: d.id == booted.deployment,
                     default: d.id == record.default,
                     pinned: d.pinned,
+                    etc: d.etc,
                     tries_left: observed.tries_left(d.id),
                     etc_conflicts: conflicts(d.id),
                 })
@@ -199,6 +210,8 @@ impl Machine<'_> {
             root,
             boot,
             watchdog: self.host.watchdog.exists(),
+            usr_writable: self.usr_is_writable(),
+            waits: Memory::read(&self.host.root).waits,
         }
     }
 }

@@ -10,6 +10,7 @@ use bedplate_model::record::{DeploymentId, State};
 use bedplate_model::{ImageName, Sha256};
 use serde::Serialize;
 
+use crate::automatic::Waits;
 use crate::status::{DeploymentStatus, Status};
 
 /// What the source of upgrades has.
@@ -45,6 +46,11 @@ pub enum Reason {
     WaitsForReboot {
         /// What waits.
         deployment: DeploymentId,
+    },
+    /// The machine upgrades by itself, and waits for something.
+    Waits {
+        /// For what.
+        waits: Waits,
     },
     /// Something is staged, and waits until what runs is proven.
     WaitsForProof {
@@ -122,6 +128,14 @@ pub fn reasons(status: &Status, source: &Source) -> Vec<Reason> {
         }),
         None => {}
     }
+    // What is on trial was spoken of.
+    if let Some(waits) = &status.waits
+        && !matches!(waits, Waits::Trial { .. })
+    {
+        reasons.push(Reason::Waits {
+            waits: waits.clone(),
+        });
+    }
     if let Some(asked) = asked(status) {
         reasons.extend(of_source(status, &asked.image, source));
     }
@@ -192,6 +206,7 @@ impl fmt::Display for Reason {
                     "deployment {deployment} is staged, and waits for the reboot"
                 )
             }
+            Self::Waits { waits } => write!(f, "upgrading by itself waits {waits}"),
             Self::WaitsForProof { deployment, booted } => write!(
                 f,
                 "deployment {deployment} is staged, and waits until {booted}, which runs, is proven: \
@@ -237,7 +252,7 @@ impl Reason {
                 Some("`systemctl reboot`")
             }
             Self::NoSource { .. } => Some("`bedplate switch HOST/REPOSITORY:TAG` names one"),
-            Self::SourceSilent { .. } => None,
+            Self::SourceSilent { .. } | Self::Waits { .. } => None,
             Self::Bad { .. } => Some(
                 "a newer version is staged by itself; `bedplate upgrade --retry` tries this one again",
             ),

@@ -23,6 +23,19 @@ pub(crate) fn tree(from: &Path, to: &Path) -> Result<(), CopyError> {
     Copy::default().entry(from, to)
 }
 
+/// Copies a directory itself, and nothing that is in it, to a name that must be free.
+pub(crate) fn directory(from: &Path, to: &Path) -> Result<(), CopyError> {
+    fs::symlink_metadata(from)
+        .and_then(|metadata| {
+            content(from, to, &metadata)?;
+            attributes(from, to, &metadata)
+        })
+        .map_err(|source| CopyError {
+            path: from.to_owned(),
+            source,
+        })
+}
+
 #[derive(Default)]
 struct Copy {
     /// Copies of files that have further names.

@@ -10,6 +10,7 @@
 //! the one on the command line. Whatever fails, the machine restarts, so that the loader's counting
 //! goes on.
 
+mod check;
 mod console;
 mod copy;
 mod devices;
@@ -28,6 +29,9 @@ use std::time::Duration;
 
 use bedplate_boot::cmdline::{BootArguments, Cmdline};
 
+use bedplate_sys::mount::{self, Access, Unmount};
+
+use crate::check::Checked;
 use crate::console::Failure;
 
 /// How long a message stays readable before the machine restarts.
@@ -68,21 +72,57 @@ fn boot() -> Result<Infallible, Failure> {
     let modules = devices::Modules::listed()?;
     modules.load_needed();
     let device = devices::wait_for(&told.root, &modules)?;
-    root::mount_physical(&device, Path::new(SYSROOT))?;
-
     let physical = Path::new(SYSROOT);
+    let new_root = Path::new(NEW_ROOT);
+    if check::is_wanted(&device, told.check) {
+        check_filesystem(&device, physical, new_root, &told)?;
+    }
+    root::mount_physical(&device, physical, Access::ReadWrite)?;
+
     if !told.image.unsealed_allowed {
         seal::seal_once(physical)?;
     }
     let image = root::open_image(physical, &told.image)?;
-    let new_root = Path::new(NEW_ROOT);
     let mounted = root::mount_image(physical, &image, &told.image, new_root)?;
 
-    state::provide_etc(physical, told.deployment, new_root)?;
+    let etc = state::Etc {
+        deployment: told.deployment,
+        mode: told.etc,
+        image: &image,
+        wanted: &told.image,
+    };
+    state::provide_etc(physical, &etc, new_root)?;
     state::provide_var(physical, new_root)?;
     root::move_physical(physical, new_root)?;
     switch::tell(&device, &told, mounted)?;
     switch::switch(new_root, &told.init)
+}
+
+/// Checks the physical root's file system, with nothing of it mounted writable.
+fn check_filesystem(
+    device: &Path,
+    physical: &Path,
+    new_root: &Path,
+    told: &BootArguments,
+) -> Result<(), Failure> {
+    root::mount_physical(device, physical, Access::ReadOnly)?;
+    let mut checked = Checked::GoOn;
+    if check::is_possible(physical, told.image.unsealed_allowed) {
+        let image = root::open_image(physical, &told.image)?;
+        root::mount_image(physical, &image, &told.image, new_root)?;
+        checked = check::run(device, new_root, told.check.repair)?;
+        mount::unmount(new_root, Unmount::Now)
+            .map_err(|why| Failure::new("take the image off after the check", why))?;
+    } else {
+        console::note("the file system is not checked: its first boot has not sealed it yet");
+    }
+    mount::unmount(physical, Unmount::Now)
+        .map_err(|why| Failure::new("take the root off after the check", why))?;
+    if checked == Checked::Restart {
+        console::note("the file system was mended; restarting");
+        bedplate_sys::reboot::now().map_err(|why| Failure::new("restart after the check", why))?;
+    }
+    Ok(())
 }
 
 /// Returns whether the command line, as far as it can be read, asks for a shell.

@@ -14,9 +14,9 @@ use bedplate_sys::mount::{self, Access, ImageMount, MountFeatures, MountImageErr
 use crate::console::Failure;
 use crate::seal;
 
-/// Mounts the file system of the physical root, writable: sealing and state need it.
-pub(crate) fn mount_physical(device: &Path, at: &Path) -> Result<(), Failure> {
-    mount::mount_filesystem("ext4", device, at, "", Access::ReadWrite)
+/// Mounts the file system of the physical root: sealing and state need it writable.
+pub(crate) fn mount_physical(device: &Path, at: &Path, access: Access) -> Result<(), Failure> {
+    mount::mount_filesystem("ext4", device, at, "", access)
         .map_err(|why| Failure::new(format!("mount the root {}", device.display()), why))
 }
 

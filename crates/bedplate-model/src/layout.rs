@@ -5,6 +5,8 @@
 //!   store/                    objects, images, refs            bedplate-store
 //!   record.json               the record                       bedplate-deploy
 //!   deployments/<id>/etc      a deployment's /etc              made by early boot or by finalize
+//!   deployments/<id>/etc-…    or a layer over the image's, and overlayfs's own directory
+//!   machine-id                for an /etc that keeps nothing   made by early boot
 //!   var                       the machine's /var               made by early boot, then nobody's
 //! ```
 
@@ -18,10 +20,20 @@ pub const RECORD: &str = "bedplate/record.json";
 pub const RECORD_NEXT: &str = "bedplate/record.next";
 /// What belongs to single deployments, below the physical root: one directory for each id.
 pub const DEPLOYMENTS: &str = "bedplate/deployments";
+/// A deployment's own /etc, below its directory.
+pub const ETC: &str = "etc";
+/// A layer of what was changed in a deployment's /etc, below its directory.
+pub const ETC_LAYER: &str = "etc-layer";
+/// What overlayfs needs beside that layer, below a deployment's directory.
+pub const ETC_WORK: &str = "etc-work";
+/// The machine's id where its /etc keeps none, below the physical root.
+pub const MACHINE_ID: &str = "bedplate/machine-id";
 /// The log of what changed, below the physical root: a line for each event.
 pub const EVENTS: &str = "bedplate/events.jsonl";
 /// The log before that one, below the physical root.
 pub const EVENTS_BEFORE: &str = "bedplate/events.1.jsonl";
+/// What a machine that upgrades by itself remembers, below the physical root.
+pub const AUTOMATIC: &str = "bedplate/automatic.json";
 /// The machine's /var, below the physical root.
 pub const VAR: &str = "bedplate/var";
 /// Says that every object of the store was sealed, below the physical root.

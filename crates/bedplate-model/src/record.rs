@@ -90,6 +90,66 @@ impl fmt::Display for State {
     }
 }
 
+/// How a deployment comes by its /etc.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EtcMode {
+    /// Its own directory: a copy of the image's, merged at each upgrade with what was changed here.
+    #[default]
+    Merged,
+    /// The image's; what is written is gone with the next boot.
+    Transient,
+    /// The image's under a layer of what was written here; the layer goes on to the next deployment.
+    Overlay,
+    /// The image's, and nothing can be written.
+    ReadOnly,
+}
+
+impl EtcMode {
+    /// Every mode.
+    pub const ALL: [Self; 4] = [Self::Merged, Self::Transient, Self::Overlay, Self::ReadOnly];
+
+    /// Returns the word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Merged => "merged",
+            Self::Transient => "transient",
+            Self::Overlay => "overlay",
+            Self::ReadOnly => "read-only",
+        }
+    }
+
+    /// Returns whether what is changed in such an /etc goes on to the next deployment.
+    pub const fn keeps_changes(self) -> bool {
+        matches!(self, Self::Merged | Self::Overlay)
+    }
+
+    fn is_merged(&self) -> bool {
+        *self == Self::Merged
+    }
+}
+
+impl fmt::Display for EtcMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for EtcMode {
+    type Err = ParseEtcModeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|mode| mode.name() == text)
+            .ok_or_else(|| ParseEtcModeError(text.chars().take(40).collect()))
+    }
+}
+
+/// A text that is no mode of /etc.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no mode of /etc: there are merged, transient, overlay and read-only")]
+pub struct ParseEtcModeError(String);
+
 /// One image, made bootable on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deployment {
@@ -140,6 +200,9 @@ pub struct Deployment {
     /// It stays until it is unpinned.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
+    /// How it comes by its /etc.
+    #[serde(default, skip_serializing_if = "EtcMode::is_merged")]
+    pub etc: EtcMode,
     /// What a newer program wrote: it is kept.
     #[serde(flatten)]
     pub other: OtherFields,
@@ -348,6 +411,7 @@ pub(crate) mod tests {
             created: 0,
             signature: None,
             pinned: false,
+            etc: EtcMode::Merged,
             other: OtherFields::new(),
         }
     }

@@ -70,7 +70,12 @@ pub fn mount_image(
         at: at.into(),
         source,
     })?;
-    let overlay = open_overlay(objects, at, how.verity);
+    let lower = Lower {
+        erofs: at,
+        objects,
+        nested: None,
+    };
+    let overlay = open_overlay(&lower, how.verity, None);
     // The overlay holds the EROFS by itself from here on, and a failure must leave nothing behind.
     let detached = unmount(at, Unmount::Lazily);
     let (overlay, data_only, overlay_verity) = overlay?;
@@ -85,6 +90,52 @@ pub fn mount_image(
         data_only,
         overlay_verity,
     })
+}
+
+/// Where what is written to a part of an image goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// The directory that holds what was written. It has the attributes that the part's own directory shows.
+    pub upper: &'a Path,
+    /// An empty directory of the same file system, for overlayfs alone.
+    pub work: &'a Path,
+}
+
+/// Mounts a directory of an image once more, under a layer that takes what is written, at `at`, where that
+/// directory is shown already.
+///
+/// This is an overlay of its own over EROFS and objects, since overlayfs stacks two deep and an EROFS on its file
+/// counts. Where the kernel has no data-only layers, and so no EROFS on files either, it goes over what is shown
+/// at `at`. `scratch` is an empty directory, used for a moment.
+pub fn mount_layer(
+    image: &File,
+    objects: &Path,
+    part: &Path,
+    layer: &Layer<'_>,
+    scratch: &Path,
+    at: &Path,
+    how: &ImageMount,
+) -> Result<(), MountImageError> {
+    let attached = |source| MountImageError::Attach {
+        at: at.into(),
+        source,
+    };
+    let (erofs, _) = open_erofs(image)?;
+    attach(&erofs, scratch).map_err(|source| MountImageError::Attach {
+        at: scratch.into(),
+        source,
+    })?;
+    let lower = Lower {
+        erofs: &scratch.join(part),
+        objects,
+        nested: Some(at),
+    };
+    let overlay = open_overlay(&lower, how.verity, Some(layer));
+    let detached = unmount(scratch, Unmount::Lazily);
+    let (overlay, ..) = overlay?;
+    detached
+        .and_then(|()| attach(&overlay, at))
+        .map_err(attached)
 }
 
 /// Why an image could not be mounted.
@@ -121,7 +172,7 @@ pub enum MountImageError {
 }
 
 fn open_erofs(image: &File) -> Result<(OwnedFd, bool), MountImageError> {
-    let by_file = new_mount("erofs", &fd_path(image), &[]);
+    let by_file = new_mount("erofs", &fd_path(image), &[], Access::ReadOnly);
     match by_file {
         Ok(mount) => return Ok((mount, true)),
         // What a kernel says that wants a block device.
@@ -130,9 +181,18 @@ fn open_erofs(image: &File) -> Result<(OwnedFd, bool), MountImageError> {
     }
     let device = loopdev::attach_read_only(image).map_err(MountImageError::Loop)?;
     // The device frees itself when the last mount of it goes, so the handle may go now.
-    let mount = new_mount("erofs", device.path(), &[])
+    let mount = new_mount("erofs", device.path(), &[], Access::ReadOnly)
         .map_err(|error| MountImageError::Erofs(error.into()))?;
     Ok((mount, false))
+}
+
+/// What an overlay lies over.
+struct Lower<'a> {
+    /// The EROFS, or a directory of it.
+    erofs: &'a Path,
+    objects: &'a Path,
+    /// What shows the same already: where objects cannot be a layer without names, they would be seen.
+    nested: Option<&'a Path>,
 }
 
 /// One way to tell overlayfs about its two layers.
@@ -147,21 +207,35 @@ enum Stacking {
 }
 
 fn open_overlay(
-    objects: &Path,
-    erofs: &Path,
+    lower: &Lower<'_>,
     verity: Verity,
+    layer: Option<&Layer<'_>>,
 ) -> Result<(OwnedFd, bool, bool), MountImageError> {
     let opened = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty())
     };
-    let objects = opened(objects).map_err(|error| MountImageError::Objects {
-        path: objects.into(),
+    let failed = |error: Errno| MountImageError::Overlay(error.into());
+    let objects = opened(lower.objects).map_err(|error| MountImageError::Objects {
+        path: lower.objects.into(),
         source: error.into(),
     })?;
-    let erofs = opened(erofs).map_err(|error| MountImageError::Overlay(error.into()))?;
+    let erofs = opened(lower.erofs).map_err(failed)?;
+    let nested = lower.nested.map(opened).transpose().map_err(failed)?;
+    let written = match layer {
+        None => None,
+        Some(layer) => Some((
+            opened(layer.upper).map_err(failed)?,
+            opened(layer.work).map_err(failed)?,
+        )),
+    };
     // Paths by number: overlayfs would take colons and commas of real ones for its own.
     let (erofs, objects) = (fd_path(&erofs), fd_path_of(&objects));
+    let access = if written.is_some() {
+        Access::ReadWrite
+    } else {
+        Access::ReadOnly
+    };
     let attempt = |stacking: Stacking, with_verity: bool| {
         let both = |between: &str| format!("{}{between}{objects}", erofs.display());
         let mut options = vec![("metacopy", "on".to_owned()), ("redirect_dir", "on".into())];
@@ -171,22 +245,29 @@ fn open_overlay(
                 options.push(("datadir+", objects.clone()));
             }
             Stacking::DataOnly => options.push(("lowerdir", both("::"))),
-            Stacking::Ordinary => options.push(("lowerdir", both(":"))),
+            Stacking::Ordinary => options.push((
+                "lowerdir",
+                nested.as_ref().map_or_else(|| both(":"), fd_path_of),
+            )),
+        }
+        if let Some((upper, work)) = &written {
+            options.push(("upperdir", fd_path_of(upper)));
+            options.push(("workdir", fd_path_of(work)));
         }
         if with_verity {
             options.push(("verity", "require".into()));
         }
-        new_mount("overlay", Path::new(SOURCE), &options)
+        new_mount("overlay", Path::new(SOURCE), &options, access)
     };
     let with_verity = verity == Verity::Require;
     let mut refused = Errno::INVAL;
     for stacking in [Stacking::Separate, Stacking::DataOnly, Stacking::Ordinary] {
         let data_only = !matches!(stacking, Stacking::Ordinary);
         // `verity=` came after data-only layers: no kernel has it without them.
-        if with_verity && !data_only {
+        if with_verity && !data_only && lower.nested.is_none() {
             return Err(MountImageError::NoVerity);
         }
-        match attempt(stacking, with_verity) {
+        match attempt(stacking, with_verity && data_only) {
             Ok(mount) => return Ok((mount, data_only, with_verity)),
             // An option or a form that this kernel does not know: the next older one. Kernels before
             // 6.5 look for a layer without a name, and do not find it.
@@ -320,19 +401,26 @@ pub fn unmount(at: &Path, when: Unmount) -> io::Result<()> {
 }
 
 /// Makes a mount that is nowhere yet.
-fn new_mount(kind: &str, source: &Path, options: &[(&str, String)]) -> Result<OwnedFd, Errno> {
+fn new_mount(
+    kind: &str,
+    source: &Path,
+    options: &[(&str, String)],
+    access: Access,
+) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(context.as_fd(), "source", source)?;
-    rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
+    let attributes = match access {
+        Access::ReadOnly => {
+            rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
+            MountAttrFlags::MOUNT_ATTR_RDONLY
+        }
+        Access::ReadWrite => MountAttrFlags::empty(),
+    };
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(context.as_fd(), *key, value.as_str())?;
     }
     rustix::mount::fsconfig_create(context.as_fd())?;
-    rustix::mount::fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 fn attach(mount: &OwnedFd, at: &Path) -> io::Result<()> {

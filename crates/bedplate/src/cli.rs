@@ -123,6 +123,11 @@ pub(crate) enum Verb {
     /// does not become healthy with it. Deletions are done first, then replacements. What is deleted of an image
     /// stays deleted in later ones; `undeploy` of what is staged takes a change back.
     Kargs(Kargs),
+    /// Make /usr writable until the next reboot
+    ///
+    /// What is written there lies in /var/tmp and is gone after the reboot. For looking into what is wrong, with
+    /// tools that the image does not have, and for trying what may become an image.
+    UsrOverlay,
     /// Say why this machine is not updating, or not on what it was asked for
     ///
     /// Asks the registry what is new there. The exit code is 1 where there is a reason.
@@ -145,6 +150,8 @@ impl Verb {
             Self::Unpin(_) => "unpin",
             Self::Undeploy(_) => "undeploy",
             Self::Kargs(_) => "kargs",
+            Self::UsrOverlay => "usr-overlay",
+            Self::Internal(Internal::Upgrade) => "automatic upgrade",
             Self::Internal(Internal::Finalize) => "finalize",
             Self::Internal(Internal::Prove | Internal::Check | Internal::Heal) => "health gate",
             _ => "bedplate",
@@ -270,7 +277,7 @@ pub(crate) struct Digest {
 }
 
 /// How to reach a registry.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Remote {
     /// Whether the registry must prove itself by TLS
     #[arg(long, value_name = "true|false", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
@@ -685,6 +692,8 @@ pub(crate) enum Internal {
     Grow,
     /// Register the loader with the firmware, where it is not (at every boot)
     Register,
+    /// Upgrade by itself, as far as machine.toml says (by a timer)
+    Upgrade,
 }
 
 /// Returns the parser of a lint's name, which lists all of them when there is none of that name.

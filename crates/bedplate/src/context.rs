@@ -107,10 +107,11 @@ impl<'a> Context<'a> {
     /// Reads what is set about this machine. What cannot be used is told, and the defaults hold: a mistake in
     /// a file is no reason to leave a machine without its health gate.
     pub(crate) fn config() -> Config {
-        Config::read(Path::new("/")).unwrap_or_else(|error| {
-            note(&format!("{}; the defaults are used", sentence(&error)));
-            Config::default()
-        })
+        let (config, problems) = Config::read(Path::new("/"));
+        for problem in problems {
+            note(&format!("{}; the rest of it holds", sentence(&problem)));
+        }
+        config
     }
 
     /// Makes the machine's store writable for this program, where it is the one that is used.

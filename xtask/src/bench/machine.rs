@@ -9,11 +9,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use bedplate_boot::partition::DirectoryPartition;
 use bedplate_boot::render::{self, Settings};
-use bedplate_deploy::config::HealthConfig;
+use bedplate_deploy::config::{HealthConfig, LocalConfig};
 use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot};
 use bedplate_deploy::{Machine, record_file};
-use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
+use bedplate_model::record::{Deployment, DeploymentId, EtcMode, OtherFields, Record, State};
 use bedplate_model::{RootDigest, Sha256, layout};
 use bedplate_sys::mount::Access;
 use bedplate_sys::space;
@@ -65,6 +65,7 @@ impl MadeUp {
             signature: None,
             local_kargs: None,
             pinned: false,
+            etc: EtcMode::Merged,
             other: OtherFields::new(),
         };
         let record = Record::new(
@@ -87,10 +88,12 @@ impl MadeUp {
         let host = Host {
             root: self.root.clone(),
             run: self.run.clone(),
+            system: self.root.join("system"),
             actor: Actor::default(),
             now: 0,
             settings: Settings::default(),
             health: HealthConfig::default(),
+            local: LocalConfig::default(),
             boot: Box::new(Esp(self.esp.clone())),
             watchdog: self.run.join("no-watchdog"),
             writes: Box::new(()),

@@ -21,7 +21,7 @@ use std::fmt;
 use std::io;
 
 use bedplate_model::Sha256;
-use bedplate_model::record::{Deployment, DeploymentId, Record, State};
+use bedplate_model::record::{Deployment, DeploymentId, EtcMode, Record, State};
 
 pub use execute::{ExecuteError, execute};
 
@@ -408,13 +408,17 @@ impl OwnArguments {
     /// Returns those of a deployment.
     pub fn new(record: &Record, deployment: &Deployment, settings: &Settings) -> Self {
         let root = BootRoot::new(&deployment.root, settings.unsealed_allowed);
+        let mut last = vec![
+            format!("{}=UUID={}", cmdline::ROOT, record.root_uuid),
+            format!("{}={}", cmdline::DEPLOYMENT, deployment.id),
+            format!("{}={root}", cmdline::ROOT_DIGEST),
+        ];
+        if deployment.etc != EtcMode::Merged {
+            last.push(format!("{}={}", cmdline::ETC, deployment.etc));
+        }
         Self {
             first: vec![format!("panic={}", settings.panic)],
-            last: vec![
-                format!("{}=UUID={}", cmdline::ROOT, record.root_uuid),
-                format!("{}={}", cmdline::DEPLOYMENT, deployment.id),
-                format!("{}={root}", cmdline::ROOT_DIGEST),
-            ],
+            last,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::ENTRIES_KIND_TEXT;
 use crate::loader_conf::SECTOR;
-use bedplate_model::record::OtherFields;
+use bedplate_model::record::{EtcMode, OtherFields};
 use sha2::Digest as _;
 
 /// A boot partition in memory that remembers each state a power cut could leave.
@@ -162,6 +162,7 @@ fn deployment(number: u8, state: State, base: Option<u8>) -> Deployment {
         signature: None,
         local_kargs: None,
         pinned: false,
+        etc: EtcMode::Merged,
         other: OtherFields::new(),
     }
 }

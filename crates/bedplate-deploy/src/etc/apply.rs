@@ -1,10 +1,10 @@
 //! Writes a merged /etc to a disk: every attribute of every entry, and then the name.
 //!
 //! ```text
-//! remove etc.new → write etc.new, deepest times last → sync the file system → remove etc → rename
+//! remove NAME.new → write NAME.new, deepest times last → sync the file system → remove NAME → rename
 //! ```
 //!
-//! Invariant: `etc` is whole or not there. Whoever is interrupted here begins again.
+//! Invariant: what has its name is whole or not there. Whoever is interrupted here begins again.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -19,11 +19,6 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 
 use super::merge::{Merged, Source};
 
-/// The name that a deployment's /etc has while it is written.
-const UNFINISHED: &str = "etc.new";
-/// The name of a deployment's /etc.
-const FINISHED: &str = "etc";
-
 /// Opens a content of the new image.
 pub type OpenContent<'a> = dyn Fn(&FileContent) -> io::Result<Box<dyn Read + Send + 'a>> + 'a;
 
@@ -35,27 +30,28 @@ pub struct ApplyError {
     source: io::Error,
 }
 
-/// Writes a merged /etc as `directory/etc`, replacing one that is there.
+/// Writes a merged /etc, or a layer of one, as `directory/name`, replacing one that is there.
 ///
 /// `here` is the /etc that files of this machine are copied from; `open` opens contents of the image.
 pub fn apply(
     merged: &Merged,
     here: &Path,
     open: &OpenContent<'_>,
-    directory: &Path,
+    (directory, name): (&Path, &str),
 ) -> Result<(), ApplyError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ApplyError { path, source }
     };
-    let unfinished = directory.join(UNFINISHED);
-    let finished = directory.join(FINISHED);
+    let new = format!("{name}.new");
+    let unfinished = directory.join(&new);
+    let finished = directory.join(name);
     let parent = files::open_root(directory).map_err(failed(directory))?;
-    files::remove_tree(&parent, UNFINISHED.as_ref()).map_err(failed(&unfinished))?;
+    files::remove_tree(&parent, new.as_ref()).map_err(failed(&unfinished))?;
     let usual = Mode::from_raw_mode(0o700);
-    rustix::fs::mkdirat(&parent, UNFINISHED, usual)
+    rustix::fs::mkdirat(&parent, new.as_str(), usual)
         .map_err(|error| failed(&unfinished)(error.into()))?;
-    let root = files::open_directory(&parent, UNFINISHED.as_ref()).map_err(failed(&unfinished))?;
+    let root = files::open_directory(&parent, new.as_ref()).map_err(failed(&unfinished))?;
     let writer = Writer {
         merged,
         open,
@@ -64,7 +60,7 @@ pub fn apply(
     };
     writer.directory(&root, Tree::ROOT, &mut TreePath::root())?; // 1. everything is written …
     durable::sync_filesystem(&root).map_err(failed(&unfinished))?; // 2. … and on the disk …
-    files::remove_tree(&parent, FINISHED.as_ref()).map_err(failed(&finished))?;
+    files::remove_tree(&parent, name.as_ref()).map_err(failed(&finished))?;
     durable::rename(&unfinished, &finished).map_err(failed(&finished)) // 3. … before it counts.
 }
 
@@ -156,7 +152,7 @@ impl Writer<'_, '_> {
 }
 
 /// Gives an open file or directory its attributes, the time last.
-fn set_attributes(file: BorrowedFd<'_>, metadata: &Metadata) -> io::Result<()> {
+pub(crate) fn set_attributes(file: BorrowedFd<'_>, metadata: &Metadata) -> io::Result<()> {
     let stat = rustix::fs::fstat(file)?;
     // Who is not root may keep what is theirs already.
     if (stat.st_uid, stat.st_gid) != (metadata.uid, metadata.gid) {

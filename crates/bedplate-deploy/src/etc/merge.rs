@@ -73,15 +73,15 @@ impl<'a> Place<'a> {
         Self { tree, id }
     }
 
-    fn node(self) -> &'a Node {
+    pub(super) fn node(self) -> &'a Node {
         self.tree.node(self.id)
     }
 
-    fn entries(self) -> Option<&'a BTreeMap<Name, NodeId>> {
+    pub(super) fn entries(self) -> Option<&'a BTreeMap<Name, NodeId>> {
         self.tree.entries(self.id)
     }
 
-    fn child(self, name: &Name) -> Option<Self> {
+    pub(super) fn child(self, name: &Name) -> Option<Self> {
         let id = self.tree.child(self.id, name.as_bytes())?;
         Some(Self { id, ..self })
     }
@@ -492,7 +492,7 @@ fn same(one: Option<Place<'_>>, other: Option<Place<'_>>) -> bool {
 }
 
 /// Returns whether metadata are the same but for the time.
-fn same_metadata(one: &Metadata, other: &Metadata) -> bool {
+pub(super) fn same_metadata(one: &Metadata, other: &Metadata) -> bool {
     let Metadata {
         mode,
         uid,

@@ -12,7 +12,9 @@
 pub mod accounts;
 pub mod apply;
 pub mod conflict;
+pub mod layer;
 pub mod merge;
 
 pub use conflict::{Conflict, Kind};
+pub use layer::layer;
 pub use merge::{Merged, Side, merge};

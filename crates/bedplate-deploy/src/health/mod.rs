@@ -118,6 +118,23 @@ pub fn check(
     Ok(report)
 }
 
+/// Runs hooks one after the other, until one does not pass; returns what came of those that ran.
+pub fn hooks(system: &Path, kind: Kind, limit: u64) -> Result<Vec<Outcome>, HealthError> {
+    let config = HealthConfig {
+        script_timeout: limit,
+        ..HealthConfig::default()
+    };
+    let mut all = Vec::new();
+    for outcome in run_all(system, kind, &config)? {
+        let stops = outcome.failure.is_some();
+        all.push(outcome);
+        if stops {
+            break;
+        }
+    }
+    Ok(all)
+}
+
 /// Tells scripts of the result; they decide nothing.
 pub fn tell(
     system: &Path,

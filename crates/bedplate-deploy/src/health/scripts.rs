@@ -4,6 +4,7 @@
 //! {/usr/lib,/etc}/greenboot/check/required.d   must pass; the first that fails is the last that runs
 //! {/usr/lib,/etc}/greenboot/check/wanted.d     ought to pass
 //! {/usr/lib,/etc}/greenboot/green.d, red.d     told of the result
+//! {/usr/lib,/etc}/bedplate/pre-reboot.d        must pass before an upgrade restarts the machine
 //! ```
 //!
 //! Scripts run in the order of their names. One in /etc stands for one of the same name in /usr/lib, and a
@@ -27,8 +28,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
-/// The directories of scripts, below the running system's root.
-const BASES: [&str; 2] = ["usr/lib/greenboot", "etc/greenboot"];
+/// The directories of health scripts, below the running system's root.
+const GREENBOOT: [&str; 2] = ["usr/lib/greenboot", "etc/greenboot"];
+/// The directories of our own hooks, below the running system's root.
+const HOOKS: [&str; 2] = ["usr/lib/bedplate", "etc/bedplate"];
 /// greenboot's configuration, below the running system's root.
 const GREENBOOT_CONF: &str = "etc/greenboot/greenboot.conf";
 /// How many bytes of a script's output are kept.
@@ -47,6 +50,8 @@ pub enum Kind {
     Green,
     /// They are told that it is not.
     Red,
+    /// They must pass before the machine restarts by itself.
+    PreReboot,
 }
 
 impl Kind {
@@ -56,6 +61,14 @@ impl Kind {
             Self::Wanted => "check/wanted.d",
             Self::Green => "green.d",
             Self::Red => "red.d",
+            Self::PreReboot => "pre-reboot.d",
+        }
+    }
+
+    fn bases(self) -> [&'static str; 2] {
+        match self {
+            Self::PreReboot => HOOKS,
+            _ => GREENBOOT,
         }
     }
 }
@@ -78,7 +91,7 @@ pub(super) fn find(system: &Path, kind: Kind) -> io::Result<Vec<PathBuf>> {
         Err(_) => Vec::new(), // greenboot's file, and nothing that it says is needed
     };
     let mut scripts: BTreeMap<OsString, Option<PathBuf>> = BTreeMap::new();
-    for base in BASES {
+    for base in kind.bases() {
         let directory = system.join(base).join(kind.directory());
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,

@@ -30,7 +30,6 @@ pub use content::ContentError;
 pub use ext4::Ext4Error;
 pub use fat_time::FatTime;
 pub use layout::{Layout, LayoutError};
-pub(crate) use plan::LOADER;
 pub use plan::{
     ExecuteError, InstallEvent, InstallObserver, InstallOptions, InstallPlan, Installed, PlanError,
 };

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bedplate_boot::partition::BootPartition as _;
-use bedplate_boot::{kargs, render};
+use bedplate_boot::{kargs, loader_update, render};
 use bedplate_model::record::{Deployment, LocalKargs, OtherFields, Record, State};
 use bedplate_model::{
     FileContent, ImageName, ImageSelector, ObjectId, RootDigest, Tree, human, tree,
@@ -23,6 +23,7 @@ use super::staging::{Staging, StagingError};
 use super::table::{self, Identifiers, TableError};
 use super::target::{Target, TargetError, Writing};
 use crate::bootable::{BootFile, Bootable, BootableError};
+use crate::config::LocalConfig;
 
 /// How an image is installed.
 #[derive(Clone, Debug)]
@@ -94,11 +95,8 @@ pub struct InstallPlan<'a> {
     written: FatTime,
 }
 
-/// The loader that boot options name: the other path is every system's, and another one's may come there.
-pub(crate) const LOADER: &str = "EFI/systemd/systemd-bootx64.efi";
-
 /// Where the loader lies on the ESP: where firmware looks on any disk, and where its own tools do.
-const LOADER_PATHS: [&str; 2] = ["EFI/BOOT/BOOTX64.EFI", LOADER];
+const LOADER_PATHS: [&str; 2] = [loader_update::REMOVABLE, loader_update::PRIMARY];
 
 /// What the root will hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -197,6 +195,7 @@ impl<'a> InstallPlan<'a> {
                 delete: Vec::new(),
             }),
             pinned: false,
+            etc: bootable.config.over(&LocalConfig::default()).etc.mode,
             other: OtherFields::new(),
         };
         let record = Record::new(options.identifiers.root.to_string(), deployment);

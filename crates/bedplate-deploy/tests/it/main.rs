@@ -3,6 +3,7 @@
 
 mod cuts;
 mod deployments;
+mod etc_modes;
 mod health;
 mod install;
 mod kargs;

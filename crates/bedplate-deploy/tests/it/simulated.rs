@@ -17,11 +17,11 @@ use bedplate_boot::loader_conf::{LoaderConf, SECTOR};
 use bedplate_boot::partition::BootPartition;
 use bedplate_boot::render::{self, Settings};
 use bedplate_deploy::bootable::Bootable;
-use bedplate_deploy::config::HealthConfig;
+use bedplate_deploy::config::{HealthConfig, LocalConfig};
 use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot, Writes};
 use bedplate_deploy::{Machine, record_file};
-use bedplate_model::record::{Deployment, DeploymentId, OtherFields, Record, State};
+use bedplate_model::record::{Deployment, DeploymentId, EtcMode, OtherFields, Record, State};
 use bedplate_model::{
     Content, FileContent, ImageName, Metadata, Node, RuleSet, Tree, TreePath, layout,
 };
@@ -128,6 +128,8 @@ pub(crate) struct Simulated {
     pub(crate) power: Power,
     boot: Rc<RefCell<Files>>,
     pub(crate) room: u64,
+    /// What images made from now on set about their machines.
+    pub(crate) config: Cell<&'static str>,
     pub(crate) store: Store,
     pub(crate) booted: DeploymentId,
 }
@@ -153,6 +155,7 @@ impl Simulated {
             power: Power::default(),
             boot: Rc::default(),
             room: 1 << 30,
+            config: Cell::default(),
             store,
             booted: FIRST,
         };
@@ -180,6 +183,7 @@ impl Simulated {
             signature: None,
             local_kargs: None,
             pinned: false,
+            etc: EtcMode::Merged,
             other: OtherFields::new(),
         };
         let record = Record::new("5d4f4c2e-7f0f-4a55-8b0c-2d0a57d7f3c1".into(), first);
@@ -250,6 +254,10 @@ impl Simulated {
             "usr/lib/bedplate/kargs.d/10.toml",
             put(format!("kargs = [\"image={version}\"]\n")),
         );
+        let config = self.config.get();
+        if !config.is_empty() {
+            add("usr/lib/bedplate/machine.toml", put(config.to_owned()));
+        }
         for (path, text) in etc_files(version) {
             add(&format!("etc/{path}"), put(text));
         }
@@ -274,11 +282,17 @@ impl Simulated {
         }
     }
 
+    /// What would be the running system's root.
+    pub(crate) fn system(&self) -> PathBuf {
+        self.root().join("system")
+    }
+
     /// Calls a verb of the machine.
     pub(crate) fn with<T>(&self, verb: impl FnOnce(&Machine<'_>) -> T) -> T {
         let host = Host {
             root: self.root(),
             run: self.run_directory(),
+            system: self.system(),
             actor: Actor {
                 who: "anna".into(),
                 command: "a test".into(),
@@ -286,6 +300,7 @@ impl Simulated {
             now: 1_700_000_000,
             settings: Settings::default(),
             health: HealthConfig::default(),
+            local: LocalConfig::default(),
             boot: Box::new(self.memory()),
             watchdog: self.watchdog(),
             writes: Box::new(self.power.clone()),
@@ -327,6 +342,12 @@ impl Simulated {
         self.memory().list("loader/entries").unwrap()
     }
 
+    /// Reads a file of the boot partition.
+    pub(crate) fn read(&self, path: &str) -> String {
+        let bytes = self.boot.borrow()[path].clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
     /// Lets the boot partition lose a file.
     pub(crate) fn lose(&self, path: &str) {
         assert!(
@@ -341,7 +362,10 @@ impl Simulated {
         let id = choose(&mut self.boot.borrow_mut()).expect("something boots");
         let record = self.record();
         let deployment = record.deployment(id).expect("what boots is in the record");
-        assert!(self.etc(id).is_dir(), "deployment {id} has its /etc");
+        assert!(
+            self.etc(id).is_dir() || deployment.etc != EtcMode::Merged,
+            "deployment {id} has its /etc"
+        );
         let booted = serde_json::json!({
             "deployment": id,
             "root": deployment.root,

@@ -6,7 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bedplate_deploy::firmware::{EFIVARS, EfiVariables};
 use bedplate_deploy::health::{self, Healing, Kind, Outcome, StayReason, Systemctl};
+use bedplate_deploy::loader::LoaderUpdate;
 use bedplate_deploy::{Host, Machine};
 
 use super::upgrade::reboot;
@@ -59,7 +61,32 @@ pub(super) fn prove(host: &Host, context: &mut Context<'_>) -> anyhow::Result<An
         machine.booted().deployment
     )?;
     tell(host, Kind::Green, context)?;
+    update_loader(&machine, &store, context)?;
     Ok(Answer::Yes)
+}
+
+/// Lets the loader follow the proven image's. The machine is as healthy without.
+fn update_loader(
+    machine: &Machine<'_>,
+    store: &bedplate_store::Store,
+    context: &mut Context<'_>,
+) -> anyhow::Result<()> {
+    if !Context::config().boot.update_loader {
+        return Ok(());
+    }
+    let started = EfiVariables::of(Path::new(EFIVARS)).started();
+    match machine.update_loader(store, started.as_ref()) {
+        Ok(LoaderUpdate::Current) => {}
+        Ok(LoaderUpdate::Written { path, version }) => {
+            writeln!(context.out, "the loader {path} is {version} now")?;
+        }
+        Ok(LoaderUpdate::Waits(version)) => writeln!(
+            context.out,
+            "the second copy of the loader follows when the first has started the machine with {version}"
+        )?,
+        Err(error) => writeln!(context.out, "the loader stays: {}", sentence(&error))?,
+    }
+    Ok(())
 }
 
 /// Writes down why what was booted is not healthy, and restarts the machine where that helps.
@@ -126,6 +153,7 @@ fn line(kind: Kind, outcome: &Outcome) -> String {
         Kind::Required => "required check",
         Kind::Wanted => "wanted check",
         Kind::Green | Kind::Red => "script",
+        Kind::PreReboot => "hook",
     };
     let path = outcome.path.display();
     match &outcome.failure {

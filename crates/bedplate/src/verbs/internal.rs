@@ -10,7 +10,7 @@ use bedplate_deploy::grow;
 use bedplate_deploy::{Finalized, Machine};
 use bedplate_model::layout;
 
-use super::gate;
+use super::{automatic, gate};
 use crate::Answer;
 use crate::blame::sentence;
 use crate::cli::Internal;
@@ -43,6 +43,7 @@ pub(super) fn run(internal: &Internal, context: &mut Context<'_>) -> anyhow::Res
                 }
             }
         }
+        Internal::Upgrade => return automatic::run(&host, context),
         Internal::Check => return gate::check(&host, context),
         Internal::Prove => return gate::prove(&host, context),
         Internal::Heal => return gate::heal(&host, context),

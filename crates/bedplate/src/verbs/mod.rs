@@ -1,6 +1,7 @@
 //! The verbs: one file each (or one for a pair). A verb reads its arguments, calls the libraries and
 //! draws what they answer.
 
+mod automatic;
 mod build;
 mod cat;
 mod checkout;
@@ -33,6 +34,7 @@ mod subject;
 mod tag;
 mod undeploy;
 mod upgrade;
+mod usr_overlay;
 mod why;
 
 use crate::Answer;
@@ -74,6 +76,7 @@ pub(crate) fn run(verb: &Verb, context: &mut Context<'_>) -> anyhow::Result<Answ
         Verb::Unpin(arguments) => pin::unpin(arguments, context),
         Verb::Undeploy(arguments) => undeploy::run(arguments, context),
         Verb::Kargs(arguments) => kargs::run(arguments, context),
+        Verb::UsrOverlay => usr_overlay::run(context),
         Verb::Why(arguments) => why::run(arguments, context),
         Verb::Events(arguments) => events::run(arguments, context),
         Verb::Internal(arguments) => internal::run(arguments, context),

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use anyhow::Context as _;
 use bedplate_deploy::status::{self, DeploymentStatus, Room, Status};
 use bedplate_deploy::{Host, Machine};
+use bedplate_model::record::EtcMode;
 
 use crate::Answer;
 use crate::cli;
@@ -72,6 +73,20 @@ fn draw(out: &mut dyn Write, status: &Status, now: i64) -> io::Result<()> {
             "none: a machine that hangs needs a hand"
         }
     )?;
+    if status.usr_writable {
+        writeln!(
+            out,
+            "/usr can be written until the next reboot, and is not what was checked."
+        )?;
+    }
+    if let Some(waits) = &status.waits {
+        let until = waits.until().map(|at| format!(" ({})", ago(at, now)));
+        writeln!(
+            out,
+            "Upgrading by itself waits {waits}{}",
+            until.unwrap_or_default()
+        )?;
+    }
     if status.interrupted {
         writeln!(
             out,
@@ -165,6 +180,9 @@ fn draw_deployment(
     line("root", &deployment.root_digest.to_string())?;
     if let Some(manifest) = &deployment.manifest_digest {
         line("manifest", short(&manifest.to_string()))?;
+    }
+    if deployment.etc != EtcMode::Merged {
+        line("etc", deployment.etc.name())?;
     }
     line("made", &ago(deployment.created, now))?;
     if let Some(reason) = &deployment.reason {
