@@ -13,6 +13,7 @@
 mod broken;
 mod narrator;
 mod people;
+pub(crate) mod suite;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use testkit::qemu::{Accelerator, Boot, Machine, MachineOptions, REGISTRY};
 
@@ -85,11 +87,7 @@ fn play(narrator: &mut Narrator, keep: bool, course: Course) -> Result<()> {
     let images = prepare_trees(narrator)?;
     let stage = Stage::new(&bedplate, images)?;
 
-    let registry = Registry::start(
-        &mut stage.builder.bedplate::<&str>(&[]),
-        &stage.place.join("registry"),
-        &stage.place.join("registry.log"),
-    )?;
+    let registry = stage.registry(&stage.place)?;
     let published = stage.publish(narrator, &registry)?;
     let disk = stage.install(narrator, &registry, &published.first)?;
 
@@ -121,12 +119,14 @@ fn play(narrator: &mut Narrator, keep: bool, course: Course) -> Result<()> {
 }
 
 /// Both versions as they were built.
+#[derive(Serialize, Deserialize)]
 struct Published {
     first: Version,
     second: Version,
 }
 
 /// One version of the image.
+#[derive(Clone, Serialize, Deserialize)]
 struct Version {
     /// Its name in the builder's store.
     name: String,
@@ -178,6 +178,11 @@ impl Stage {
     fn new(bedplate: &Path, images: Images) -> Result<Self> {
         let place = workspace::target("demo/run");
         images::remove(&place)?;
+        Self::at(place, bedplate, images)
+    }
+
+    /// Sets the stage at a place of which more may be there.
+    fn at(place: PathBuf, bedplate: &Path, images: Images) -> Result<Self> {
         fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
         let builder = Person::builder(bedplate, &place)?;
         let installer = Person::installer(bedplate, &place)?;
@@ -187,6 +192,15 @@ impl Stage {
             builder,
             installer,
         })
+    }
+
+    /// A registry over what is below a directory.
+    fn registry(&self, place: &Path) -> Result<Registry> {
+        Registry::start(
+            &mut self.builder.bedplate::<&str>(&[]),
+            &place.join("registry"),
+            &place.join("registry.log"),
+        )
     }
 
     /// The machine that everything happens in.
@@ -542,4 +556,9 @@ fn text(document: &Value, name: &str) -> Result<String> {
         .as_str()
         .map(str::to_owned)
         .with_context(|| format!("no text `{name}` in {document:#}"))
+}
+
+/// Where the root's partition begins on a disk, in bytes.
+fn root_partition(disk: &Path) -> Result<u64> {
+    broken::partition(disk, "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709")
 }

@@ -17,12 +17,15 @@ use crate::{packages, run, wants_help, workspace};
 const HELP: &str = "\
 Usage: cargo xtask vm smoke [--keep]
        cargo xtask vm heal
+       cargo xtask vm suite [NAME…]
        cargo xtask vm boot
 
 smoke   the demo's story with few words and the same asserts: install, boot, upgrade, reboot, roll back,
         reboot; root digests, kernels, /etc, users and /var are compared. --keep leaves the disk image.
 heal    versions that no health check can judge: a kernel that does not load, an initramfs that is none, a
         kernel that panics. Each time the version before has to boot again by itself.
+suite   what machines go through, two at a time; without names everything that a test run plays. `suite list`
+        lists the names.
 boot    boots a Debian tree in QEMU without Bedplate: proves the test bench itself (ssh, the one server
         in the guest's network, a reboot).
 ";
@@ -39,6 +42,11 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         ["smoke"] => smoke(false),
         ["smoke", "--keep"] => smoke(true),
         ["heal"] => heal(),
+        ["suite", "list"] => {
+            print!("{}", story::suite::list());
+            Ok(())
+        }
+        ["suite", names @ ..] => story::suite::run(names, false),
         ["boot"] => boot(),
         other => bail!(
             "`vm {}` is unknown; see `cargo xtask vm --help`",

@@ -243,16 +243,21 @@ fn expect_healed(
 
 /// How mtools name the boot partition of a disk.
 fn boot_partition(disk: &Path) -> Result<String> {
+    Ok(format!("{}@@{}", disk.display(), partition(disk, ESP)?))
+}
+
+/// Where the partition of a type begins, in bytes.
+pub(super) fn partition(disk: &Path, kind: &str) -> Result<u64> {
     let table = run::output(Command::new("sfdisk").arg("--json").arg(disk))?;
     let table: Value = serde_json::from_str(&table).context("reading the partition table")?;
     let table = &table["partitiontable"];
     let sector = table["sectorsize"].as_u64().unwrap_or(512);
     let start = table["partitions"]
         .as_array()
-        .and_then(|all| all.iter().find(|one| one["type"] == ESP))
+        .and_then(|all| all.iter().find(|one| one["type"] == kind))
         .and_then(|one| one["start"].as_u64())
-        .with_context(|| format!("{} has no boot partition", disk.display()))?;
-    Ok(format!("{}@@{}", disk.display(), start * sector))
+        .with_context(|| format!("{} has no partition of the type {kind}", disk.display()))?;
+    Ok(start * sector)
 }
 
 /// Lists the kernels and initramfs of a boot partition.

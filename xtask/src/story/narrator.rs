@@ -14,6 +14,8 @@ pub(crate) enum Voice {
     Full,
     /// Steps and what was checked.
     Brief,
+    /// Nothing: who asks for it tells the result.
+    Silent,
 }
 
 /// Tells what happens, and keeps the time of each step.
@@ -47,6 +49,9 @@ impl Narrator {
     /// Begins a step.
     pub(super) fn step(&mut self, title: &str) {
         self.steps.push((title.to_owned(), Instant::now()));
+        if self.voice == Voice::Silent {
+            return;
+        }
         let (on, off) = self.bold;
         println!(
             "{}{on}{}. {title}{off}  [{:.0} s]",
@@ -65,6 +70,9 @@ impl Narrator {
 
     /// States what was checked.
     pub(super) fn fact(&mut self, text: &str) {
+        if self.voice == Voice::Silent {
+            return;
+        }
         let (on, off) = self.bold;
         println!("  {on}✓{off} {text}");
     }
