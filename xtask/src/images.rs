@@ -28,6 +28,9 @@ use crate::{namespace, packages, run, wants_help, workspace};
 /// The release that the trees are of.
 const RELEASE: &str = "bookworm";
 
+/// The release after it.
+const NEXT_RELEASE: &str = "trixie";
+
 /// What both versions hold.
 const PACKAGES: &str = "systemd,systemd-sysv,systemd-boot-efi,linux-image-cloud-amd64,openssh-server,\
      python3,ca-certificates,udev,dbus,iproute2,e2fsprogs,kmod,passwd,procps";
@@ -134,6 +137,12 @@ impl Images {
     }
 }
 
+/// Opens the tree of the next release, or makes it.
+pub(crate) fn next_release(key: &KeyPair) -> Result<Tree> {
+    let mirrors = Mirrors::of_this_machine()?;
+    Recipe::next_release(&mirrors, key)?.open_or_make(&workspace::target("demo"))
+}
+
 /// Everything that decides what a tree will hold.
 #[derive(Debug)]
 pub(crate) struct Recipe {
@@ -167,6 +176,20 @@ impl Recipe {
         arguments.extend(suite(&sources));
         Ok(Self {
             name: "Debian 12 as of today, with a newer kernel and more packages".to_owned(),
+            arguments,
+        })
+    }
+
+    /// The next release, with the packages of the first tree.
+    fn next_release(mirrors: &Mirrors, key: &KeyPair) -> Result<Self> {
+        let mut arguments = common(PACKAGES);
+        arguments.push(customize(13, key)?);
+        arguments.extend(suite_of(
+            NEXT_RELEASE,
+            &[source(&mirrors.archive, NEXT_RELEASE)],
+        ));
+        Ok(Self {
+            name: "Debian 13".to_owned(),
             arguments,
         })
     }

@@ -215,7 +215,7 @@ fn check(argument: &str) -> Result<(), EditError> {
 
 /// Returns whether Bedplate alone sets an argument. `init=` is not among them, nor `panic=`, which an image may
 /// change: what does not boot with them gives way.
-fn is_owned(argument: &str) -> bool {
+pub fn is_owned(argument: &str) -> bool {
     let key = key(argument);
     same_key(key, cmdline::ROOT) || same_key(key, INITRD) || key.starts_with(PREFIX)
 }

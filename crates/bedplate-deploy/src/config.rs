@@ -40,6 +40,8 @@ pub struct Config {
     pub upgrade: UpgradeConfig,
     /// The boot partition.
     pub boot: BootConfig,
+    /// What is kept of what it had.
+    pub keep: KeepConfig,
     /// What the machine's file says alone: it counts over that of the next image, too.
     pub local: LocalConfig,
 }
@@ -155,6 +157,27 @@ impl Default for BootConfig {
     }
 }
 
+/// What a machine keeps of what it had, beside what it needs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct KeepConfig {
+    /// How many proven deployments there are at least, when it has had as many: the newest. What runs, what boots
+    /// next, what a rollback goes to and what is pinned stays whatever this says, and counts.
+    pub deployments: usize,
+    /// How many images each name of the store keeps; what no name and no deployment has is removed when a new
+    /// deployment is proven. 0 removes nothing.
+    pub images: u32,
+}
+
+impl Default for KeepConfig {
+    fn default() -> Self {
+        Self {
+            deployments: 2,
+            images: 1,
+        }
+    }
+}
+
 /// What an image sets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImageConfig(Table);
@@ -231,6 +254,7 @@ impl ImageConfig {
             etc: section(&merged, ETC).unwrap_or_default(),
             upgrade: section(&merged, UPGRADE).unwrap_or_default(),
             boot: section(&merged, BOOT).unwrap_or_default(),
+            keep: section(&merged, KEEP).unwrap_or_default(),
             local: local.clone(),
         }
     }
@@ -240,6 +264,7 @@ const HEALTH: &str = "health";
 const ETC: &str = "etc";
 const UPGRADE: &str = "upgrade";
 const BOOT: &str = "boot";
+const KEEP: &str = "keep";
 
 /// Returns what of a file is right, key by key, and what is not.
 fn right(text: &str) -> (Table, Vec<String>) {
@@ -282,6 +307,7 @@ fn check(table: &Table, name: &str) -> Result<(), String> {
         ETC => section::<EtcConfig>(table, name).map(drop),
         UPGRADE => section::<UpgradeConfig>(table, name).map(drop),
         BOOT => section::<BootConfig>(table, name).map(drop),
+        KEEP => section::<KeepConfig>(table, name).map(drop),
         _ => Err(format!("there is no section `{}`", shown(name))),
     }
 }

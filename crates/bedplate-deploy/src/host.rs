@@ -19,7 +19,7 @@ use bedplate_sys::mount::{self, Access};
 use bedplate_sys::namespace;
 use bedplate_sys::space::Space;
 
-use crate::config::{Config, HealthConfig, LocalConfig};
+use crate::config::{Config, HealthConfig, KeepConfig, LocalConfig};
 use crate::esp::RootDisk;
 use crate::events::Actor;
 
@@ -42,6 +42,8 @@ pub struct Host {
     pub settings: Settings,
     /// What must hold before a deployment counts as proven.
     pub health: HealthConfig,
+    /// What the machine keeps of what it had.
+    pub keep: KeepConfig,
     /// What the machine's own file sets, over what any image sets.
     pub local: LocalConfig,
     /// How to reach the boot partition.
@@ -114,6 +116,7 @@ impl Host {
                 ..Settings::default()
             },
             health: config.health.clone(),
+            keep: config.keep.clone(),
             local: config.local.clone(),
             boot: Box::new(RootDisk::of(Path::new(layout::SYSROOT))),
             watchdog: WATCHDOG.into(),

@@ -17,7 +17,7 @@ use bedplate_boot::cmdline::BootRoot;
 use bedplate_boot::partition::BootPartition;
 use bedplate_boot::render::{self, ExecuteError, Observed, Plan, PlanError, Settings};
 use bedplate_model::deployment_selector::FindDeploymentError;
-use bedplate_model::record::{Deployment, DeploymentId, Record};
+use bedplate_model::record::{Deployment, DeploymentId, Record, State};
 use bedplate_model::{Content, DeploymentSelector, RootDigest, Sha256, Tree, TreePath, layout};
 use bedplate_store::{Pin, ReadStoreError, RefsError, Store};
 use bedplate_sys::lock::Lock;
@@ -134,6 +134,7 @@ impl<'a> Machine<'a> {
                 booted: self.booted.deployment,
                 boot: &observed,
                 settings: &self.host.settings,
+                keep: self.host.keep.deployments,
                 gate,
             })?;
             match &step {
@@ -327,6 +328,20 @@ pub struct Proved {
     pub before: Record,
     /// The record now.
     pub record: Record,
+}
+
+impl Proved {
+    /// Returns whether something was proven that was not before.
+    pub fn is_new(&self) -> bool {
+        let proven = |record: &Record| {
+            let all = record.deployments.iter();
+            all.filter(|d| d.state == State::Proven)
+                .map(|d| d.id)
+                .collect::<Vec<_>>()
+        };
+        let before = proven(&self.before);
+        proven(&self.record).iter().any(|id| !before.contains(id))
+    }
 }
 
 /// Carries a plan for the boot partition out; contents come from the images in the store.

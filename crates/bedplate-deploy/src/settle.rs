@@ -44,6 +44,8 @@ pub struct Seen<'a> {
     pub boot: &'a Observed,
     /// What is the same for all entries.
     pub settings: &'a Settings,
+    /// How many proven deployments are kept.
+    pub keep: usize,
     /// Whether what runs is healthy.
     pub gate: Gate,
 }
@@ -81,6 +83,7 @@ pub fn next_step(seen: &Seen<'_>) -> Result<Step, PlanError> {
         booted,
         boot,
         settings,
+        keep,
         gate,
     } = *seen;
     if let Some(intent) = &record.intent {
@@ -101,7 +104,7 @@ pub fn next_step(seen: &Seen<'_>) -> Result<Step, PlanError> {
     if !plan.is_empty() {
         return Ok(Step::Arrange(plan));
     }
-    let superseded = superseded(record, booted);
+    let superseded = superseded(record, booted, keep);
     Ok(if superseded.is_empty() {
         Step::Settled
     } else {
@@ -192,8 +195,9 @@ pub fn previous(record: &Record) -> Option<DeploymentId> {
 /// Lists the deployments that nothing needs any more.
 ///
 /// Kept are: what runs, the default, what a rollback goes to, what is pinned, staged or on trial, every proven
-/// one while another is on trial, and a bad one while it is the newest, so that `status` can say why.
-pub fn superseded(record: &Record, booted: DeploymentId) -> Vec<DeploymentId> {
+/// one while another is on trial, and a bad one while it is the newest, so that `status` can say why; and of the
+/// other proven ones the newest, until there are `keep`.
+pub fn superseded(record: &Record, booted: DeploymentId, keep: usize) -> Vec<DeploymentId> {
     let trial = record.deployments.iter().any(|d| d.state == State::Trial);
     let newest = record.deployments.iter().map(|d| d.sequence).max();
     let kept = [Some(booted), Some(record.default), previous(record)];
@@ -206,12 +210,14 @@ pub fn superseded(record: &Record, booted: DeploymentId) -> Vec<DeploymentId> {
         };
         !needed && !kept.contains(&Some(d.id))
     };
-    record
-        .deployments
-        .iter()
-        .filter(goes)
-        .map(|d| d.id)
-        .collect()
+    let mut going: Vec<&Deployment> = record.deployments.iter().filter(goes).collect();
+    let proven = |d: &&Deployment| d.state == State::Proven;
+    let staying = record.deployments.iter().filter(proven).count()
+        - going.iter().copied().filter(|d| proven(d)).count();
+    going.sort_by_key(|d| std::cmp::Reverse((d.state == State::Proven, d.sequence)));
+    let spared = keep.saturating_sub(staying);
+    let spared = going.iter().take(spared).take_while(|d| proven(*d)).count();
+    going[spared..].iter().map(|d| d.id).collect()
 }
 
 /// Returns the record after a step; steps that touch the boot partition alone leave it as it is.
@@ -342,6 +348,7 @@ mod tests {
             booted: id(booted),
             boot: &boot,
             settings: &Settings::default(),
+            keep: 2,
             gate,
         })
         .unwrap()
@@ -488,15 +495,15 @@ mod tests {
         }
         record.default = id(3);
         assert_eq!(previous(&record), Some(id(2)));
-        assert_eq!(superseded(&record, id(3)), [id(1)]);
-        assert_eq!(superseded(&record, id(1)), []);
+        assert_eq!(superseded(&record, id(3), 2), [id(1)]);
+        assert_eq!(superseded(&record, id(1), 2), []);
         record.default = id(2);
         assert_eq!(previous(&record), Some(id(1)), "the one it came from");
         record
             .deployments
             .insert(0, deployment(4, State::Bad, Some(3)));
         assert_eq!(
-            superseded(&record, id(2)),
+            superseded(&record, id(2), 2),
             [id(3)],
             "the newest tells why it is bad"
         );
@@ -505,10 +512,34 @@ mod tests {
             .insert(0, deployment(5, State::Trial, Some(2)));
         record.default = id(5);
         assert_eq!(
-            superseded(&record, id(2)),
+            superseded(&record, id(2), 2),
             [id(4)],
             "no proven one goes during a trial"
         );
+    }
+
+    #[test]
+    fn a_machine_keeps_as_many_proven_ones_as_it_is_told() {
+        let mut record = record();
+        for (digit, base) in [(2, 1), (3, 2), (4, 3), (5, 4)] {
+            record
+                .deployments
+                .insert(0, deployment(digit, State::Proven, Some(base)));
+        }
+        record.default = id(5);
+        for (keep, gone) in [(0, 3), (2, 3), (3, 2), (4, 1), (5, 0), (9, 0)] {
+            let superseded = superseded(&record, id(5), keep);
+            assert_eq!(superseded.len(), gone, "{keep}");
+            assert!(
+                superseded.iter().all(|one| one.0[0] <= id(gone as u8).0[0]),
+                "the oldest go: {superseded:?}"
+            );
+        }
+        // A bad one is no proven one, and what is pinned counts.
+        record.deployments[3].state = State::Bad;
+        record.deployments[4].pinned = true;
+        assert_eq!(superseded(&record, id(5), 3), [id(2)]);
+        assert_eq!(superseded(&record, id(5), 4), [id(2)]);
     }
 
     #[test]
@@ -519,11 +550,11 @@ mod tests {
             record.deployments.insert(0, newer);
         }
         record.default = id(4);
-        assert_eq!(superseded(&record, id(4)), [id(2), id(1)]);
+        assert_eq!(superseded(&record, id(4), 2), [id(2), id(1)]);
         for pinned in [1, 2] {
             record.deployment_mut(id(pinned)).unwrap().pinned = true;
         }
-        assert_eq!(superseded(&record, id(4)), []);
+        assert_eq!(superseded(&record, id(4), 2), []);
         assert_eq!(previous(&record), Some(id(3)), "pinning chooses nothing");
     }
 

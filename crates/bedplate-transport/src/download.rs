@@ -1,7 +1,7 @@
-//! One blob from a registry, as a stream that threads read.
+//! One blob from a registry or a layout, as a stream that threads read.
 //!
 //! ```text
-//! registry ─→ task: length, digest, resumption ─→ bounded channel ─→ BlobReader: Read
+//! registry, layout ─→ task: length, digest, resumption ─→ bounded channel ─→ BlobReader: Read
 //! ```
 //!
 //! Invariant: the reader reaches its end only when the blob came whole and with the right digest;
@@ -19,6 +19,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::client::http;
+use crate::layout::{Layout, LayoutError};
+use crate::origin::{Origin, OriginError};
 use crate::registry::{RegistryError, Remote};
 
 /// How often a broken download goes on where it broke.
@@ -48,14 +50,14 @@ pub(crate) struct Outcome {
 
 /// Why a download did not reach its end.
 pub(crate) enum DownloadError {
-    Registry(RegistryError),
+    Origin(OriginError),
     /// Nobody read on.
     Abandoned,
 }
 
 impl Download {
     /// Starts to fetch a blob.
-    pub(crate) fn start(runtime: &Handle, remote: Remote, blob: &Descriptor) -> Self {
+    pub(crate) fn start(runtime: &Handle, origin: Origin, blob: &Descriptor) -> Self {
         let (send, pieces) = mpsc::channel(PIECES_WAITING);
         let (digest, size) = (blob.digest, blob.size);
         Self {
@@ -65,7 +67,7 @@ impl Download {
                 ended: false,
             },
             outcome: Outcome {
-                task: runtime.spawn(fetch(remote, digest, size, send)),
+                task: runtime.spawn(fetch(origin, digest, size, send)),
                 runtime: runtime.clone(),
             },
         }
@@ -85,24 +87,59 @@ impl Outcome {
 
 /// Fetches a whole small blob, such as a config.
 pub(crate) async fn fetch_small(
-    remote: Remote,
+    origin: Origin,
     digest: Sha256,
     size: u64,
-) -> Result<Vec<u8>, RegistryError> {
+) -> Result<Vec<u8>, OriginError> {
     let (send, mut pieces) = mpsc::channel(PIECES_WAITING);
-    let task = tokio::spawn(fetch(remote, digest, size, send));
+    let task = tokio::spawn(fetch(origin, digest, size, send));
     let mut bytes = Vec::new();
     while let Some(Piece::Bytes(piece)) = pieces.recv().await {
         bytes.extend_from_slice(&piece);
     }
     match task.await {
-        Ok(Err(DownloadError::Registry(error))) => Err(error),
+        Ok(Err(DownloadError::Origin(error))) => Err(error),
         Ok(Ok(()) | Err(DownloadError::Abandoned)) => Ok(bytes),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 
 async fn fetch(
+    origin: Origin,
+    digest: Sha256,
+    size: u64,
+    send: mpsc::Sender<Piece>,
+) -> Result<(), DownloadError> {
+    match origin {
+        Origin::Registry(remote) => fetch_from_registry(remote, digest, size, send).await,
+        Origin::Layout(layout) => {
+            let read = tokio::task::spawn_blocking(move || {
+                read_from_layout(&layout, &digest, size, &send)
+            });
+            match read.await {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            }
+        }
+    }
+}
+
+fn read_from_layout(
+    layout: &Layout,
+    digest: &Sha256,
+    size: u64,
+    send: &mpsc::Sender<Piece>,
+) -> Result<(), DownloadError> {
+    let mut take = |piece: Vec<u8>| send.blocking_send(Piece::Bytes(piece.into())).is_ok();
+    if !layout.blob(digest, size, &mut take)? {
+        return Err(DownloadError::Abandoned);
+    }
+    // Who stopped reading before the end has all that it wanted.
+    let _ = send.blocking_send(Piece::Verified);
+    Ok(())
+}
+
+async fn fetch_from_registry(
     remote: Remote,
     digest: Sha256,
     size: u64,
@@ -187,7 +224,13 @@ async fn fetch(
 
 impl From<RegistryError> for DownloadError {
     fn from(error: RegistryError) -> Self {
-        Self::Registry(error)
+        Self::Origin(error.into())
+    }
+}
+
+impl From<LayoutError> for DownloadError {
+    fn from(error: LayoutError) -> Self {
+        Self::Origin(error.into())
     }
 }
 

@@ -4,6 +4,7 @@
 //! pull ──→ download ─→ decompress ─→ pipeline ─→ store      package: a tree becomes an image of ours
 //! push ←── compress ←─ pipeline ←─ store
 //!   ├─ layers     each different one once, several at once
+//!   ├─ layout     a directory instead of a registry, to pull from
 //!   └─ registry   the verbs of the distribution specification
 //!        └─ client     connections, credentials, registries.conf
 //! serve   the embedded registry, for everyone's client
@@ -18,6 +19,8 @@ mod decompress;
 mod download;
 mod event;
 mod layers;
+mod layout;
+mod origin;
 mod package;
 mod pipeline;
 mod pull;
@@ -36,6 +39,7 @@ pub use compress::{ParseRecipeError, Recipe};
 pub use decompress::decompress_any;
 pub use event::{Event, Observer};
 pub use layers::LayersError;
+pub use layout::LayoutError;
 pub use package::{PackageError, PackageOptions, Packaged, package};
 pub use pull::{PullError, PullOptions, Pulled, RegistrySource, architecture_here};
 pub use push::{PushError, PushOptions, Pushed};

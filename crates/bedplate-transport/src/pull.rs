@@ -1,4 +1,4 @@
-//! Pull: an image from a registry into the store.
+//! Pull: an image from a registry, or from a layout on a disk, into the store.
 //!
 //! ```text
 //! manifest ─→ config ─→ layers (several at once):
@@ -16,6 +16,7 @@ mod repair;
 use std::collections::HashSet;
 use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bedplate_model::format::Shown;
@@ -34,8 +35,10 @@ use crate::decompress::{self, Budget};
 use crate::download::{Download, DownloadError, fetch_small};
 use crate::event::{Event, Observer};
 use crate::layers::{Layers, LayersError};
+use crate::layout::LayoutError;
+use crate::origin::{Origin, OriginError};
 use crate::pipeline::{self, PIECE_LEN};
-use crate::registry::{Access, Fetched, RegistryError, Remote};
+use crate::registry::{Fetched, RegistryError};
 use crate::store_error::StoreError;
 
 /// The most entries that all layers of an image may have together, a layer counted as often as it
@@ -57,6 +60,8 @@ pub struct PullOptions {
     pub fetched_max: u64,
     /// How many bytes all layers together may unpack to.
     pub unpacked_max: u64,
+    /// An OCI image layout that is read instead of the image's registry.
+    pub layout: Option<PathBuf>,
     /// The time that the ref gets, in seconds since 1970.
     pub now: i64,
 }
@@ -69,7 +74,21 @@ impl PullOptions {
             jobs: NonZeroUsize::new(4).expect("four is not zero"),
             fetched_max: 64 << 30,
             unpacked_max: 64 << 30,
+            layout: None,
             now,
+        }
+    }
+
+    async fn open(&self, client: &Client, image: &ImageName) -> Result<Origin, OriginError> {
+        Origin::open(client.shared(), image, self.layout.as_deref()).await
+    }
+}
+
+impl From<OriginError> for PullError {
+    fn from(error: OriginError) -> Self {
+        match error {
+            OriginError::Registry(error) => error.into(),
+            OriginError::Layout(error) => error.into(),
         }
     }
 }
@@ -107,8 +126,8 @@ impl Client {
     /// Asks a registry which manifest a name has now, and fetches nothing else.
     pub fn look(&self, image: &ImageName, options: &PullOptions) -> Result<Sha256, PullError> {
         let runtime = self.handle();
-        let remote = runtime.block_on(Remote::open(self.shared(), image, Access::Pull))?;
-        let (fetched, _) = runtime.block_on(find_manifest(&remote, image, options))?;
+        let origin = runtime.block_on(options.open(self, image))?;
+        let (fetched, _) = runtime.block_on(find_manifest(&origin, image, options))?;
         Ok(fetched.digest)
     }
 
@@ -122,13 +141,13 @@ impl Client {
     ) -> Result<Pulled, PullError> {
         let runtime = self.handle();
         // 1. The manifest, by the name's digest or what the registry says of its own answer.
-        let remote = runtime.block_on(Remote::open(self.shared(), image, Access::Pull))?;
-        let (fetched, manifest) = runtime.block_on(find_manifest(&remote, image, options))?;
+        let origin = runtime.block_on(options.open(self, image))?;
+        let (fetched, manifest) = runtime.block_on(find_manifest(&origin, image, options))?;
         if let Some(pulled) = already_here(store, image, &fetched, &manifest, options)? {
             return Ok(pulled);
         }
         // 2. The config: it names the tar that each layer must unpack to.
-        let (config_bytes, config) = runtime.block_on(find_config(&remote, &manifest))?;
+        let (config_bytes, config) = runtime.block_on(find_config(&origin, &manifest))?;
         // 3. The layers.
         let layers = Layers::new(&manifest.layers, &config.rootfs.diff_ids)?;
         let transaction = store.begin().map_err(StoreError::from)?;
@@ -137,7 +156,7 @@ impl Client {
             store,
             transaction: &transaction,
             contents: &transaction,
-            remote: &remote,
+            origin: &origin,
             observer,
             budget: Budget::new(options.unpacked_max),
             options,
@@ -213,13 +232,11 @@ fn ref_name(image: &ImageName) -> ImageName {
 }
 
 async fn find_manifest(
-    remote: &Remote,
+    origin: &Origin,
     image: &ImageName,
     options: &PullOptions,
 ) -> Result<(Fetched, Manifest), PullError> {
-    let mut fetched = remote
-        .manifest(&image.manifest_reference(), image.digest())
-        .await?;
+    let mut fetched = origin.manifest(image).await?;
     let mut document = Document::parse(&fetched.bytes)?;
     if let Document::Index(index) = &document {
         let chosen = index
@@ -244,7 +261,7 @@ async fn find_manifest(
                     .join(", "),
             })?;
         let digest = chosen.digest;
-        fetched = remote.manifest(&digest.to_string(), Some(digest)).await?;
+        fetched = origin.manifest_by_digest(digest).await?;
         document = Document::parse(&fetched.bytes)?;
     }
     match document {
@@ -253,12 +270,12 @@ async fn find_manifest(
     }
 }
 
-async fn find_config(remote: &Remote, manifest: &Manifest) -> Result<(Vec<u8>, Config), PullError> {
+async fn find_config(origin: &Origin, manifest: &Manifest) -> Result<(Vec<u8>, Config), PullError> {
     let Descriptor { digest, size, .. } = manifest.config;
     if size > DOCUMENT_MAX {
         return Err(PullError::ConfigTooLong(size));
     }
-    let bytes = fetch_small(remote.clone(), digest, size).await?;
+    let bytes = fetch_small(origin.clone(), digest, size).await?;
     let config: Config = serde_json::from_slice(&bytes).map_err(PullError::Config)?;
     Ok((bytes, config))
 }
@@ -346,7 +363,7 @@ struct Ingest<'a> {
     transaction: &'a Transaction<'a>,
     /// Where the bodies of files go: the transaction, or a repair.
     contents: &'a dyn Contents,
-    remote: &'a Remote,
+    origin: &'a Origin,
     observer: &'a dyn Observer,
     budget: Budget,
     options: &'a PullOptions,
@@ -440,7 +457,7 @@ impl Ingest<'_> {
         compression: Compression,
         diff_id: &Sha256,
     ) -> Result<Layer, PullError> {
-        let download = Download::start(self.client.handle(), self.remote.clone(), blob);
+        let download = Download::start(self.client.handle(), self.origin.clone(), blob);
         let Download { reader, outcome } = download;
         let counted = Counted {
             inner: reader,
@@ -469,7 +486,7 @@ impl Ingest<'_> {
         });
         // The first cause is reported: a broken download makes every later stage fail.
         match outcome.wait() {
-            Err(DownloadError::Registry(error)) => return Err(error.into()),
+            Err(DownloadError::Origin(error)) => return Err(error.into()),
             Ok(()) | Err(DownloadError::Abandoned) => {}
         }
         let whole = unpacked.map_err(|problem| match problem {
@@ -577,6 +594,9 @@ pub enum PullError {
     /// The registry did not give it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The layout did not give it.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// The manifest is none that can be read.
     #[error("the image's manifest cannot be used")]
     Document(#[from] DocumentError),

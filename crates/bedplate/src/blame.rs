@@ -31,8 +31,8 @@ use bedplate_store::{
 use bedplate_sys::mount::MountImageError;
 use bedplate_transport::serve::ServeError;
 use bedplate_transport::{
-    AuthError, ConfigError, ConnectError, HttpError, PackageError, PullError, PushError,
-    RegistryError, ResolveError,
+    AuthError, ConfigError, ConnectError, HttpError, LayoutError, PackageError, PullError,
+    PushError, RegistryError, ResolveError,
 };
 
 use crate::output::WriteOutputError;
@@ -523,6 +523,20 @@ fn of_pull(error: &PullError) -> Option<(Blame, Option<String>)> {
             source: LayerError::Store { .. },
             ..
         } => None,
+        PullError::Layout(error) => match error {
+            LayoutError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Some((
+                Blame::Usage,
+                Some("the layout is not whole, or lies elsewhere".into()),
+            )),
+            LayoutError::Read { .. } => Some((Blame::Host, None)),
+            LayoutError::NoLayout { .. } | LayoutError::NotFound { .. } => Some((
+                Blame::Usage,
+                Some("`skopeo copy docker://NAME oci:DIR:TAG` makes one that has the image".into()),
+            )),
+            LayoutError::WrongDigest { .. } | LayoutError::WrongLength { .. } => {
+                Some((Blame::Damage, None))
+            }
+        },
         PullError::Platform { .. } => Some((
             Blame::Usage,
             Some("the image was built for other machines".into()),

@@ -276,6 +276,14 @@ pub(crate) struct Digest {
     pub(crate) break_hardlinks: bool,
 }
 
+/// Reads where a layout is, as skopeo names it.
+fn layout(text: &str) -> Result<PathBuf, &'static str> {
+    match text.strip_prefix("oci:") {
+        Some(path) if !path.is_empty() => Ok(path.into()),
+        _ => Err("a layout is named oci:DIR"),
+    }
+}
+
 /// How to reach a registry.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Remote {
@@ -294,6 +302,9 @@ pub(crate) struct Pull {
     pub(crate) name: ImageName,
     #[command(flatten)]
     pub(crate) remote: Remote,
+    /// Read an OCI image layout, such as `skopeo copy` makes, instead of the registry
+    #[arg(long, value_name = "oci:DIR", value_parser = layout)]
+    pub(crate) from: Option<PathBuf>,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -590,6 +601,9 @@ pub(crate) struct Stage {
     /// Stage a version that failed on this machine before
     #[arg(long)]
     pub(crate) retry: bool,
+    /// Read an OCI image layout, such as `skopeo copy` makes, instead of the registry
+    #[arg(long, value_name = "oci:DIR", value_parser = layout)]
+    pub(crate) from: Option<PathBuf>,
     /// Print a JSON document
     #[arg(long)]
     pub(crate) json: bool,

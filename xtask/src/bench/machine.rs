@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use bedplate_boot::partition::DirectoryPartition;
 use bedplate_boot::render::{self, Settings};
-use bedplate_deploy::config::{HealthConfig, LocalConfig};
+use bedplate_deploy::config::{HealthConfig, KeepConfig, LocalConfig};
 use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot};
 use bedplate_deploy::{Machine, record_file};
@@ -93,6 +93,7 @@ impl MadeUp {
             now: 0,
             settings: Settings::default(),
             health: HealthConfig::default(),
+            keep: KeepConfig::default(),
             local: LocalConfig::default(),
             boot: Box::new(Esp(self.esp.clone())),
             watchdog: self.run.join("no-watchdog"),

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bedplate_boot::partition::BootPartition as _;
-use bedplate_boot::{kargs, loader_update, render};
+use bedplate_boot::{kargs, loader_update, local_kargs, render};
 use bedplate_model::record::{Deployment, LocalKargs, OtherFields, Record, State};
 use bedplate_model::{
     FileContent, ImageName, ImageSelector, ObjectId, RootDigest, Tree, human, tree,
@@ -147,6 +147,13 @@ impl<'a> InstallPlan<'a> {
         let loader = bootable.loader.clone().ok_or(PlanError::NoLoader)?;
         if let Some(argument) = options.kargs.iter().find(|text| !kargs::is_argument(text)) {
             return Err(PlanError::Karg(argument.clone()));
+        }
+        if let Some(argument) = options
+            .kargs
+            .iter()
+            .find(|text| local_kargs::is_owned(text))
+        {
+            return Err(PlanError::OwnKarg(argument.clone()));
         }
 
         // 2. Where it goes.
@@ -470,6 +477,9 @@ pub enum PlanError {
     /// A kernel argument that is none.
     #[error("`{0}` is not one kernel argument")]
     Karg(String),
+    /// A kernel argument that names root or deployment.
+    #[error("`{0}` names the root or the deployment, which is bedplate's to say")]
+    OwnKarg(String),
     /// The target cannot be used.
     #[error(transparent)]
     Target(#[from] TargetError),

@@ -17,7 +17,7 @@ use bedplate_boot::loader_conf::{LoaderConf, SECTOR};
 use bedplate_boot::partition::BootPartition;
 use bedplate_boot::render::{self, Settings};
 use bedplate_deploy::bootable::Bootable;
-use bedplate_deploy::config::{HealthConfig, LocalConfig};
+use bedplate_deploy::config::{HealthConfig, KeepConfig, LocalConfig};
 use bedplate_deploy::events::Actor;
 use bedplate_deploy::host::{BootAccess, Host, OpenBoot, Writes};
 use bedplate_deploy::{Machine, record_file};
@@ -300,6 +300,7 @@ impl Simulated {
             now: 1_700_000_000,
             settings: Settings::default(),
             health: HealthConfig::default(),
+            keep: KeepConfig::default(),
             local: LocalConfig::default(),
             boot: Box::new(self.memory()),
             watchdog: self.watchdog(),

@@ -23,7 +23,7 @@ use super::{Ingest, PullError, PullOptions, find_config, find_manifest};
 use crate::Client;
 use crate::decompress::Budget;
 use crate::event::Observer;
-use crate::registry::{Access, Remote};
+use crate::origin::Origin;
 
 /// A registry that an image of the store came from.
 #[derive(Debug)]
@@ -60,20 +60,21 @@ impl<'a> RegistrySource<'a> {
             return Ok(());
         }
         let runtime = self.client.handle();
-        let remote =
-            runtime.block_on(Remote::open(self.client.shared(), &self.name, Access::Pull))?;
-        let found = runtime.block_on(find_manifest(&remote, &self.name, self.options))?;
+        let origin = runtime
+            .block_on(self.options.open(self.client, &self.name))
+            .map_err(PullError::from)?;
+        let found = runtime.block_on(find_manifest(&origin, &self.name, self.options))?;
         let (fetched, manifest) = found;
         repair.put(Item::Blob(fetched.digest), &mut &fetched.bytes[..])?;
-        let (bytes, config) = runtime.block_on(find_config(&remote, &manifest))?;
+        let (bytes, config) = runtime.block_on(find_config(&origin, &manifest))?;
         repair.put(Item::Blob(manifest.config.digest), &mut &bytes[..])?;
-        self.bring_layers(repair, &remote, &manifest, &config)
+        self.bring_layers(repair, &origin, &manifest, &config)
     }
 
     fn bring_layers(
         &self,
         repair: &Repair<'_>,
-        remote: &Remote,
+        origin: &Origin,
         manifest: &Manifest,
         config: &Config,
     ) -> Result<(), BringError> {
@@ -92,7 +93,7 @@ impl<'a> RegistrySource<'a> {
             store: repair.store(),
             transaction: &transaction,
             contents: &bodies,
-            remote,
+            origin,
             observer,
             budget: Budget::new(self.options.unpacked_max),
             options: self.options,

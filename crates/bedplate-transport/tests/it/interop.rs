@@ -11,8 +11,8 @@ use bedplate_model::tree::{Content, Node};
 use bedplate_model::{ImageName, Metadata, Name, RootDigest, RuleSet, Timestamp, Tree};
 use bedplate_store::{RefTarget, Store};
 use bedplate_transport::{
-    Client, ClientOptions, PackageOptions, PullError, PullOptions, PushOptions, Recipe,
-    RegistryError,
+    Client, ClientOptions, LayoutError, PackageOptions, PullError, PullOptions, PushOptions,
+    Recipe, RegistryError,
 };
 
 use crate::tls::{tls, trust};
@@ -273,6 +273,85 @@ fn an_image_of_umoci_is_pulled_and_pushed_on() {
             &back,
         ],
     );
+}
+
+/// A layout on a disk that somebody carried: by umoci, and by skopeo from our registry.
+#[test]
+fn an_image_is_pulled_from_a_layout_as_from_its_registry() {
+    if !have(&["skopeo", "umoci"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let from = |layout: &Path| PullOptions {
+        layout: Some(layout.to_owned()),
+        ..PullOptions::new(0)
+    };
+    // 1. umoci's own.
+    let theirs = layout(dir.path());
+    let by_umoci: ImageName = "registry.invalid/os:v1".parse().unwrap();
+    let store = Store::create(&dir.path().join("store")).unwrap();
+    let options_of = from(&dir.path().join("layout"));
+    let pulled = client()
+        .pull(&store, &by_umoci, &options_of, &quiet)
+        .unwrap();
+    assert_eq!(pulled.layers, 2);
+    let missing: ImageName = "registry.invalid/os:v2".parse().unwrap();
+    let error = client()
+        .pull(&store, &missing, &options_of, &quiet)
+        .unwrap_err();
+    assert!(
+        matches!(&error, PullError::Layout(LayoutError::NotFound { there, .. }) if there == "v1"),
+        "{error}"
+    );
+
+    // 2. skopeo's of one of ours, by way of a registry.
+    let (image, root) = committed(&store);
+    let registry = serve(&dir.path().join("registry"));
+    let there = name(registry.local_addr(), "a/b:v1");
+    client()
+        .push(&store, &image, &there, &options(Recipe::ZSTD), &quiet)
+        .unwrap();
+    let carried = dir.path().join("carried");
+    let remote = format!("docker://{there}");
+    let target = format!("oci:{}:v1", carried.display());
+    run(
+        "skopeo",
+        &["copy", "--src-tls-verify=false", &remote, &target],
+    );
+    // A second image in the same layout.
+    let second = format!("oci:{}:other", carried.display());
+    run(
+        "skopeo",
+        &[
+            "copy",
+            &format!("oci:{}", theirs.trim_start_matches("oci:")),
+            &second,
+        ],
+    );
+    let other = Store::create(&dir.path().join("other")).unwrap();
+    let pulled = client()
+        .pull(&other, &there, &from(&carried), &quiet)
+        .unwrap();
+    assert_eq!(pulled.root, root);
+    assert_eq!(
+        client().look(&there, &from(&carried)).unwrap(),
+        pulled.manifest
+    );
+    let asked = client().look(&there, &PullOptions::new(0)).unwrap();
+    assert_eq!(asked, pulled.manifest, "the registry has the same");
+
+    // 3. A blob of it that is something else is refused, and nothing has a name.
+    let manifest = carried.join("blobs/sha256").join(pulled.config.to_hex());
+    std::fs::write(&manifest, "{}").unwrap();
+    let third = Store::create(&dir.path().join("third")).unwrap();
+    let error = client()
+        .pull(&third, &there, &from(&carried), &quiet)
+        .unwrap_err();
+    assert!(
+        matches!(&error, PullError::Layout(LayoutError::WrongLength { .. })),
+        "{error}"
+    );
+    assert!(third.resolve(&there).unwrap().is_none());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `internal check`, `prove` and `heal`: the health gate, as the machine's units call it.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -10,11 +11,13 @@ use bedplate_deploy::firmware::{EFIVARS, EfiVariables};
 use bedplate_deploy::health::{self, Healing, Kind, Outcome, StayReason, Systemctl};
 use bedplate_deploy::loader::LoaderUpdate;
 use bedplate_deploy::{Host, Machine};
+use bedplate_store::{GcPolicy, Store};
 
 use super::upgrade::reboot;
 use crate::Answer;
 use crate::blame::sentence;
 use crate::context::Context;
+use crate::render::bytes;
 
 /// The running system's root.
 const SYSTEM: &str = "/";
@@ -49,7 +52,7 @@ pub(super) fn prove(host: &Host, context: &mut Context<'_>) -> anyhow::Result<An
         writeln!(context.out, "not healthy: {}", failure.reason)?;
         return Ok(Answer::No);
     }
-    machine
+    let proved = machine
         .prove(&store, &report.failed_units)
         .context("cannot prove what was booted")?;
     machine
@@ -62,13 +65,40 @@ pub(super) fn prove(host: &Host, context: &mut Context<'_>) -> anyhow::Result<An
     )?;
     tell(host, Kind::Green, context)?;
     update_loader(&machine, &store, context)?;
+    if proved.is_new() {
+        clean(host, &store, context)?;
+    }
     Ok(Answer::Yes)
+}
+
+/// Removes from the store what a machine does not keep. It is as healthy with it.
+fn clean(host: &Host, store: &Store, context: &mut Context<'_>) -> anyhow::Result<()> {
+    let Some(keep) = NonZeroU32::new(host.keep.images) else {
+        return Ok(());
+    };
+    let policy = GcPolicy {
+        keep: Some(keep),
+        ..GcPolicy::default()
+    };
+    match store.gc(&policy, false) {
+        Ok(report) => writeln!(
+            context.out,
+            "{} of old versions were removed from the store",
+            bytes(report.freed_bytes())
+        )?,
+        Err(error) => writeln!(
+            context.out,
+            "the store is not cleaned: {}",
+            sentence(&error)
+        )?,
+    }
+    Ok(())
 }
 
 /// Lets the loader follow the proven image's. The machine is as healthy without.
 fn update_loader(
     machine: &Machine<'_>,
-    store: &bedplate_store::Store,
+    store: &Store,
     context: &mut Context<'_>,
 ) -> anyhow::Result<()> {
     if !Context::config().boot.update_loader {

@@ -25,12 +25,16 @@ struct Fetched {
 pub(super) fn run(pull: &Pull, context: &mut Context<'_>) -> anyhow::Result<Answer> {
     let store = context.writable_store()?;
     let client = context.client(&pull.remote)?;
+    let options = PullOptions {
+        layout: pull.from.clone(),
+        ..PullOptions::new(context.host.now())
+    };
     let progress = Progress::new(context.quiet);
     let pulled = client
         .pull(
             &store,
             &pull.name,
-            &PullOptions::new(context.host.now()),
+            &options,
             &TransferProgress::new(&progress),
         )
         .with_context(|| format!("cannot pull {}", pull.name))?;

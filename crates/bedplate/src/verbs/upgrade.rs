@@ -38,7 +38,7 @@ pub(super) fn upgrade(upgrade: &Upgrade, context: &mut Context<'_>) -> anyhow::R
         .deployment(booted)
         .map(|deployment| deployment.image.clone())
         .with_context(|| format!("the record does not have the booted deployment {booted}"))?;
-    if name.is_local() {
+    if name.is_local() && upgrade.stage.from.is_none() {
         return Err(Refusal::usage(
             format!("this machine has no source of upgrades: {name} is in no registry"),
             "`bedplate switch HOST/REPOSITORY:TAG` names one, also for later upgrades",
@@ -69,9 +69,13 @@ fn stage(
 ) -> anyhow::Result<Answer> {
     let store = context.store()?;
     let client = context.client(remote)?;
+    let options = PullOptions {
+        layout: stage.from.clone(),
+        ..PullOptions::new(context.host.now())
+    };
     if stage.check {
         let found = client
-            .look(name, &PullOptions::new(context.host.now()))
+            .look(name, &options)
             .with_context(|| format!("cannot look for {name}"))?;
         let record = machine.record()?;
         let known = record
@@ -93,12 +97,7 @@ fn stage(
     // 1. Everything that the image needs is in the store …
     let progress = Progress::new(context.quiet);
     let pulled = client
-        .pull(
-            &store,
-            name,
-            &PullOptions::new(context.host.now()),
-            &TransferProgress::new(&progress),
-        )
+        .pull(&store, name, &options, &TransferProgress::new(&progress))
         .with_context(|| format!("cannot fetch {name}"))?;
     progress.finish();
     let target = find_image(&store, &name.clone().into())?.target;

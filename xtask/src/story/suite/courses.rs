@@ -4,11 +4,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use testkit::qemu::REGISTRY;
 
-use super::super::text;
+use super::super::{FOLLOWED, REPOSITORY, text};
 use super::guest::Guest;
 use super::workshop::SETTINGS;
-use crate::run;
+use crate::{images, run};
 
 /// One thing that a machine goes through.
 pub(super) struct Course {
@@ -35,6 +36,12 @@ pub(super) const COURSES: &[Course] = &[
         about: "an /etc that is an overlay, that is transient, that is read-only",
         extent: Extent::Test,
         play: etc,
+    },
+    Course {
+        name: "release",
+        about: "to the next release of Debian and back; the loader follows, one copy at a time",
+        extent: Extent::Test,
+        play: release,
     },
     Course {
         name: "automatic",
@@ -356,6 +363,51 @@ fn damage(guest: &mut Guest<'_>) -> Result<()> {
     guest.reboot()?;
     guest.expect(second)?;
     guest.check(&format!("{program} --version && bedplate fsck"))?;
+    Ok(())
+}
+
+/// Debian 12 → 13 → 12: /var, the changed /etc and a user survive, and the loader follows and stays.
+fn release(guest: &mut Guest<'_>) -> Result<()> {
+    let first = guest.first();
+    let tree = images::next_release(guest.key())?;
+    let next = guest.build(13, &tree)?;
+    guest.publish_as(&next, "next")?;
+    guest.check(
+        "echo 'Mind the lathe.' >/etc/motd && useradd --create-home --uid 1500 anna \
+         && echo oiled >/var/lib/logbook && echo list >/home/anna/list && chown anna /home/anna/list",
+    )?;
+    let survived = "grep --quiet lathe /etc/motd && test \"$(id --user anna)\" = 1500 \
+                    && grep --quiet oiled /var/lib/logbook && test \"$(stat --format=%U /home/anna/list)\" = anna";
+    guest.check(&format!("bedplate switch {REGISTRY}/{REPOSITORY}:next"))?;
+    guest.reboot()?;
+    guest.expect_with_conflicts(&next)?;
+    guest.check(survived)?;
+    guest.check(
+        "grep --quiet trixie /etc/os-release && systemctl is-system-running --wait || true",
+    )?;
+
+    // The first copy follows once the new image is proven, the second after a boot that the first has started.
+    let gate = guest.wait_for_words("the loader EFI/systemd/systemd-bootx64.efi is 257")?;
+    ensure!(
+        !gate.contains("BOOTX64.EFI is"),
+        "both copies at once: {gate}"
+    );
+    guest.reboot()?;
+    guest.expect_with_conflicts(&next)?;
+    guest.wait_for_words("the loader EFI/BOOT/BOOTX64.EFI is 257")?;
+
+    guest.check(&format!(
+        "bedplate switch {REGISTRY}/{REPOSITORY}:{FOLLOWED}"
+    ))?;
+    guest.reboot()?;
+    guest.expect_with_conflicts(first)?;
+    guest.check(survived)?;
+    guest.check("grep --quiet bookworm /etc/os-release")?;
+    let gate = guest.gate()?;
+    ensure!(
+        !gate.contains("the loader EFI"),
+        "an older loader was written: {gate}"
+    );
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testkit::qemu::{Boot, Machine, MachineOptions, Ran};
+use testkit::qemu::{Boot, KeyPair, Machine, MachineOptions, Ran};
 
 use super::super::{
     FOLLOWED, Narrator, PROVING, Stage, Version, Voice, check_booted, status, text,
@@ -199,6 +199,24 @@ impl<'w> Guest<'w> {
             );
             thread::sleep(Duration::from_millis(500));
         }
+    }
+
+    /// Waits until the machine's units have said something, and returns all that they said in this boot.
+    pub(super) fn wait_for_words(&mut self, words: &str) -> Result<String> {
+        let begun = Instant::now();
+        loop {
+            let said = self.gate()?;
+            if said.contains(words) {
+                return Ok(said);
+            }
+            ensure!(begun.elapsed() < PROVING, "nobody said `{words}`:\n{said}");
+            thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// The key that opens a shell in it.
+    pub(super) fn key(&self) -> &'w KeyPair {
+        &self.workshop.stage.images.key
     }
 
     /// What the health gate said.
