@@ -31,7 +31,7 @@ use crate::render::{bytes, note};
 use crate::vm::{Keys, Machine, MachineOptions, Scratch, Start, VmError};
 
 /// How long a test may take, unless its author says otherwise: a boot takes a minute under software emulation.
-const TEST_LIMIT: Duration = Duration::from_mins(10);
+const TEST_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// How much of the serial log a failure shows.
 const TAIL: usize = 40;
 /// What an image is called that has no name.
@@ -264,19 +264,17 @@ fn make_disk(
     let scratch = place(store, keep.as_deref(), needed, context)?;
     let disk = keep.unwrap_or_else(|| scratch.file("disk.img"));
     let plan = plan(&disk)?;
-    let start = match firmware {
-        Some(firmware) => Start::Uefi(firmware),
-        None => {
-            let direct = plan.direct();
-            let start = Start::Direct {
-                kernel: scratch.file("vmlinuz"),
-                initramfs: scratch.file("initramfs.img"),
-                arguments: direct.arguments,
-            };
-            fs::write(scratch.file("vmlinuz"), direct.kernel).context("cannot write the kernel")?;
-            fs::write(scratch.file("initramfs.img"), direct.initramfs)
-                .context("cannot write the initramfs")?;
-            start
+    let start = if let Some(firmware) = firmware {
+        Start::Uefi(firmware)
+    } else {
+        let direct = plan.direct();
+        let [kernel, initramfs] = ["vmlinuz", "initramfs.img"].map(|name| scratch.file(name));
+        fs::write(&kernel, direct.kernel).context("cannot write the kernel")?;
+        fs::write(&initramfs, direct.initramfs).context("cannot write the initramfs")?;
+        Start::Direct {
+            kernel,
+            initramfs,
+            arguments: direct.arguments,
         }
     };
     let mut drawn = Drawn::new(context.quiet);
