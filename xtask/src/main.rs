@@ -40,6 +40,7 @@ mod test;
 mod trees;
 mod trial;
 mod vm;
+mod vm_verb;
 mod workspace;
 
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ Usage: cargo xtask VERB [ARGUMENTS]
   faults [OPERATION…] death and errors at any system call of it, and a full disk
   concurrency        everything at once on one store, in processes and threads
   vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
+  vm verb            `bedplate vm`: scripts and shells in images, and what happens when a boot fails
   vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
   campaign NAME      long runs: fuzz, vm, crash, faults, concurrency, trees
   images             make the two Debian trees of the demo, and say where they are

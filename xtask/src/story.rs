@@ -12,7 +12,7 @@
 
 mod broken;
 mod narrator;
-mod people;
+pub(crate) mod people;
 pub(crate) mod suite;
 
 use std::fs::{self, File};

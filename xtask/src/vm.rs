@@ -18,6 +18,7 @@ const HELP: &str = "\
 Usage: cargo xtask vm smoke [--keep]
        cargo xtask vm heal
        cargo xtask vm suite [NAME…]
+       cargo xtask vm verb [CASE…]
        cargo xtask vm boot
 
 smoke   the demo's story with few words and the same asserts: install, boot, upgrade, reboot, roll back,
@@ -26,6 +27,8 @@ heal    versions that no health check can judge: a kernel that does not load, an
         kernel that panics. Each time the version before has to boot again by itself.
 suite   what machines go through, two at a time; without names everything that a test run plays. `suite list`
         lists the names.
+verb    `bedplate vm`: scripts, shells and failing boots of both versions' images, by nobody in particular.
+        The cases: script second ssh panic early limit signals unbuilt.
 boot    boots a Debian tree in QEMU without Bedplate: proves the test bench itself (ssh, the one server
         in the guest's network, a reboot).
 ";
@@ -47,6 +50,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
             Ok(())
         }
         ["suite", names @ ..] => story::suite::run(names, false),
+        ["verb", cases @ ..] => crate::vm_verb::run(cases),
         ["boot"] => boot(),
         other => bail!(
             "`vm {}` is unknown; see `cargo xtask vm --help`",

@@ -10,6 +10,7 @@
 //! local changes of it ─→ local_kargs              and what this machine changes of that
 //! copies of systemd-boot ─→ loader_update        which of them follows the image's
 //! boot options found ─→ firmware                 what starts the loader, and starts it again
+//! frames ─→ guest                                what a virtual machine is told while it runs
 //! ```
 //!
 //! Invariant: decisions are pure functions of the record and of what was observed; a boot partition is
@@ -18,6 +19,7 @@
 pub mod cmdline;
 pub mod entry;
 pub mod firmware;
+pub mod guest;
 pub mod initramfs;
 pub mod kargs;
 pub mod loader_conf;

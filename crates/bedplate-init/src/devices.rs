@@ -65,7 +65,14 @@ impl Modules {
         self.load(Stage::Needed);
     }
 
+    /// Loads those that lead to whoever runs a virtual machine.
+    pub(crate) fn load_guest(&self) {
+        self.load(Stage::Guest);
+    }
+
     fn load_drivers(&self) {
+        // Disks of virtual machines are reached through the same bus.
+        self.load(Stage::Guest);
         self.load(Stage::Driver);
     }
 

@@ -10,10 +10,12 @@
 //! the one on the command line. Whatever fails, the machine restarts, so that the loader's counting
 //! goes on.
 
+mod agent;
 mod check;
 mod console;
 mod copy;
 mod devices;
+mod guest;
 mod root;
 mod seal;
 mod state;
@@ -33,6 +35,7 @@ use bedplate_sys::mount::{self, Access, Unmount};
 
 use crate::check::Checked;
 use crate::console::Failure;
+use crate::guest::Guest;
 
 /// How long a message stays readable before the machine restarts.
 const READABLE: Duration = Duration::from_secs(10);
@@ -43,11 +46,19 @@ const NEW_ROOT: &str = "/newroot";
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
+        // The copy of it that a virtual machine's units start.
+        if let Some(order) = std::env::args().nth(1) {
+            return agent::run(&order);
+        }
         console::error("cannot run: this is the first program of an initramfs");
         return ExitCode::FAILURE;
     }
-    let Err(failure) = boot();
+    let mut guest = None;
+    let Err(failure) = boot(&mut guest);
     console::error(&failure.to_string());
+    if let Some(guest) = &guest {
+        guest.failed(&failure);
+    }
     if wants_shell() {
         // Returns only when there is no shell.
         let error = Command::new("/bin/sh").exec();
@@ -61,15 +72,17 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Boots, from first to last.
-fn boot() -> Result<Infallible, Failure> {
+/// Boots, from first to last; `guest` is whoever runs this virtual machine, once they are found.
+fn boot(guest: &mut Option<Guest>) -> Result<Infallible, Failure> {
     devices::mount_kernel_filesystems()?;
     let cmdline = std::fs::read_to_string("/proc/cmdline")
         .map_err(|why| Failure::new("read the kernel command line", why))?;
-    let told = BootArguments::of(&Cmdline::parse(&cmdline))
-        .map_err(|why| Failure::new("find out what to boot", why))?;
-
+    let cmdline = Cmdline::parse(&cmdline);
     let modules = devices::Modules::listed()?;
+    *guest = Guest::found(&cmdline, &modules);
+    let told =
+        BootArguments::of(&cmdline).map_err(|why| Failure::new("find out what to boot", why))?;
+
     modules.load_needed();
     let device = devices::wait_for(&told.root, &modules)?;
     let physical = Path::new(SYSROOT);

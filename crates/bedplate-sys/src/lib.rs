@@ -13,6 +13,7 @@ pub mod loopdev;
 pub mod module;
 pub mod mount;
 pub mod namespace;
+pub mod process;
 pub mod reboot;
 pub mod signals;
 pub mod space;

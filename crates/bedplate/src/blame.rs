@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use bedplate_build::BuildError;
 use bedplate_build::kernel::KernelError;
+use bedplate_deploy::bootable::BootableError;
 use bedplate_deploy::firmware::RegisterError;
 use bedplate_deploy::grow::GrowError;
 use bedplate_deploy::install::{ExecuteError, PlanError, TargetError};
@@ -36,6 +37,7 @@ use bedplate_transport::{
 };
 
 use crate::output::WriteOutputError;
+use crate::vm::VmError;
 
 /// Who must act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +156,7 @@ fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'stat
             PlanError::Read(error) => Some(error),
             PlanError::Find(error) => Some(error),
             PlanError::Target(error) => Some(error),
+            PlanError::Bootable(error) => Some(error),
             _ => None,
         };
     }
@@ -217,6 +220,22 @@ fn of_operation(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)
         return say(Blame::Damage);
     }
     None
+}
+
+/// Sorts why a virtual machine did not do what it was started for.
+fn of_machine_run(error: &VmError) -> Option<(Blame, Option<String>)> {
+    let say = |blame, hint: &str| Some((blame, Some(hint.to_owned())));
+    match error {
+        VmError::Start(_) => say(Blame::Host, "the Debian package is qemu-system-x86"),
+        VmError::Timeout { .. } => say(
+            Blame::Usage,
+            "--timeout gives it longer; an image that an older version of bedplate built never answers",
+        ),
+        VmError::Io { .. } => Some((Blame::Host, None)),
+        VmError::Boot(_) | VmError::Ended { .. } | VmError::Guest(_) | VmError::Interrupted(_) => {
+            Some((Blame::Usage, None))
+        }
+    }
 }
 
 /// Returns whether a verb of the machine only passes on that the machine's state could not be used.
@@ -367,6 +386,16 @@ fn known(error: &(dyn Error + 'static)) -> Option<(Blame, Option<String>)> {
             Blame::Usage,
             "name another file or disk; --wipe overwrites this one, and all that is on it is lost",
         );
+    }
+    if let Some(BootableError::NoKernel) = error.downcast_ref() {
+        return say(
+            Blame::Usage,
+            "`bedplate build --rootfs DIR` makes a bootable image of a root directory; `commit` and `import` only \
+             store one",
+        );
+    }
+    if let Some(error) = error.downcast_ref::<VmError>() {
+        return of_machine_run(error);
     }
     if let Some(PlanError::Unnamed(_)) = error.downcast_ref() {
         return say(

@@ -1,5 +1,6 @@
 //! What a person types: every verb and its options, and nothing of what they do.
 
+use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -134,9 +135,28 @@ pub(crate) enum Verb {
     Why(Why),
     /// Show who changed what on this machine, when and why
     Events(Events),
+    /// Boot an image in a virtual machine, without installing it
+    ///
+    /// The image is installed to a disk of its own, which is gone afterwards, and booted by QEMU as a machine
+    /// would boot it. Neither root nor anything in the image is needed for --test; --ssh needs its sshd.
+    #[command(after_help = VM_HELP_END)]
+    Vm(Vm),
     /// What the machine's own units call
     #[command(subcommand, hide = true)]
     Internal(Internal),
+}
+
+/// Returns whether the verb of a command line is `vm`, where it cannot be parsed: its exit codes are its own.
+pub(crate) fn is_vm(words: impl IntoIterator<Item = OsString>) -> bool {
+    let mut words = words.into_iter().skip(1);
+    while let Some(word) = words.next() {
+        if word == "--store" {
+            words.next();
+        } else if !word.as_encoded_bytes().starts_with(b"-") {
+            return word == "vm";
+        }
+    }
+    false
 }
 
 impl Verb {
@@ -560,6 +580,79 @@ pub(crate) struct ToDisk {
     pub(crate) dry_run: bool,
 }
 
+const VM_HELP_END: &str = "\
+The exit code is that of the script or of COMMAND. Where the machine could not be run, or did not come so far,
+it is 125.
+
+  bedplate vm os:1                            the serial console, on a terminal
+  bedplate vm os:1 --ssh                      a shell
+  bedplate vm os:1 --ssh -- systemctl --failed
+  bedplate vm os:1 --test check.sh -- --fast  a script of this host, with an argument";
+
+#[derive(Debug, Args)]
+pub(crate) struct Vm {
+    /// The image: from the store, else from the registry of its name
+    #[arg(value_name = "REF")]
+    pub(crate) image: ImageSelector,
+    /// Show the serial console; Ctrl-A X ends the machine [default on a terminal]
+    #[arg(long, conflicts_with_all = ["ssh", "test"])]
+    pub(crate) console: bool,
+    /// Open a shell as root, or run COMMAND, by ssh with a key of this run
+    #[arg(long, conflicts_with = "test")]
+    pub(crate) ssh: bool,
+    /// Run a script of this host in the machine as root once it is up; `-` for standard input
+    #[arg(long, value_name = "SCRIPT")]
+    pub(crate) test: Option<PathBuf>,
+    /// With --ssh what is run instead of a shell, with --test arguments of the script
+    #[arg(last = true, value_name = "COMMAND|ARGUMENT")]
+    pub(crate) words: Vec<OsString>,
+    /// The machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = size)]
+    pub(crate) memory: u64,
+    /// The machine's processors
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub(crate) cpus: NonZeroU32,
+    /// A further kernel argument
+    #[arg(long = "karg", value_name = "ARG")]
+    pub(crate) kargs: Vec<String>,
+    /// How long everything may take, such as 90s or 15m [default: 10m with --test, else no limit]
+    #[arg(long, value_name = "TIME", value_parser = age)]
+    pub(crate) timeout: Option<u64>,
+    /// The size of the disk, such as 10G [default: what the image needs, and room for one more]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) disk: Option<u64>,
+    /// Make the disk under this name, and leave it there; the machine is then switched off in good order
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Forward a TCP port of this host's loopback to the machine
+    #[arg(long = "port", value_name = "HOST:GUEST", value_parser = port)]
+    pub(crate) ports: Vec<(u16, u16)>,
+    /// Let the machine reach the network, and this host's loopback under 10.0.2.2
+    #[arg(long)]
+    pub(crate) network: bool,
+    /// What starts the kernel
+    #[arg(long, value_enum, default_value_t = FirmwareArg::Auto)]
+    pub(crate) firmware: FirmwareArg,
+    /// Write what the serial console says to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// Do not seal the objects with fs-verity at the first boot, which saves some seconds
+    #[arg(long)]
+    pub(crate) allow_unsealed: bool,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FirmwareArg {
+    /// UEFI where its firmware is installed (package ovmf), else none
+    Auto,
+    /// UEFI firmware, and the image's own boot loader
+    Uefi,
+    /// QEMU itself, with the kernel, initramfs and arguments of the boot entry
+    None,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Status {
     /// Print a JSON document
@@ -708,6 +801,11 @@ pub(crate) enum Internal {
     Register,
     /// Upgrade by itself, as far as machine.toml says (by a timer)
     Upgrade,
+    /// Connect standard input and output to a socket (for ssh)
+    Connect {
+        /// The socket
+        socket: PathBuf,
+    },
 }
 
 /// Returns the parser of a lint's name, which lists all of them when there is none of that name.
@@ -736,6 +834,14 @@ fn size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// Parses a forwarded port: that of the host, and that of the machine.
+fn port(text: &str) -> Result<(u16, u16), String> {
+    let wrong = || "a forwarded port is HOST:GUEST, two numbers from 1 to 65535".to_owned();
+    let (host, guest) = text.split_once(':').ok_or_else(wrong)?;
+    let number = |text: &str| text.parse().ok().filter(|number| *number != 0);
+    number(host).zip(number(guest)).ok_or_else(wrong)
 }
 
 /// Parses a name that is taken away with all that it remembers.
@@ -770,6 +876,43 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_line_of_vm_is_known_though_it_is_wrong() {
+        let is = |line: &str| is_vm(line.split(' ').map(OsString::from));
+        assert!(is("bedplate vm --nonsense"));
+        assert!(is("bedplate --store vm -q vm"));
+        assert!(is("bedplate --store=x vm"));
+        assert!(!is("bedplate --store vm images"));
+        assert!(!is("bedplate images vm"));
+        assert!(!is("bedplate"));
+    }
+
+    #[test]
+    fn forwarded_ports_are_two_numbers() {
+        assert_eq!(port("8080:80"), Ok((8080, 80)));
+        for text in ["", "80", "0:80", "80:0", "80:65536", "a:b", "1:2:3"] {
+            assert!(port(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn words_behind_two_dashes_are_for_the_machine() {
+        let parse = |words: &[&str]| {
+            let words = ["bedplate", "vm", "os:1"].iter().chain(words);
+            Cli::try_parse_from(words).map(|cli| match cli.verb {
+                Verb::Vm(vm) => vm,
+                other => panic!("{other:?}"),
+            })
+        };
+        let vm = parse(&["--ssh", "--cpus", "1", "--", "systemctl", "--failed"]).unwrap();
+        assert_eq!(vm.words, ["systemctl", "--failed"]);
+        assert!(vm.ssh && vm.cpus.get() == 1 && vm.memory == 2 << 30);
+        assert!(parse(&["systemctl"]).is_err());
+        assert!(parse(&["--ssh", "--test", "a.sh"]).is_err());
+        assert!(parse(&["--console", "--test", "a.sh"]).is_err());
+        assert!(parse(&["--cpus", "0"]).is_err());
     }
 
     #[test]

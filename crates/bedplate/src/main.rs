@@ -6,6 +6,7 @@
 //!      ── mounts   what is mounted, for mounts that others took off
 //!      ── verbs    one file for each verb: calls the libraries, draws the result
 //!      ── render   tables, JSON, progress
+//!      ── vm       a virtual machine of one run
 //!      ── output   standard output, and what its failures mean
 //!      ── blame    who must act when it failed: exit code and hint
 //! ```
@@ -20,6 +21,7 @@ mod mounts;
 mod output;
 mod render;
 mod verbs;
+mod vm;
 
 use std::io::{self, BufWriter, Write as _};
 use std::process::ExitCode;
@@ -27,13 +29,16 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::blame::Blame;
-use crate::cli::Cli;
+use crate::cli::{Cli, Verb};
 use crate::context::Context;
 use crate::host::Host;
 use crate::output::Output;
 
 /// The exit code of [`Blame::Bug`], for a panic.
 const BUG: u8 = 70;
+
+/// The exit code of `vm` where it failed itself: all others are those of what ran in the machine.
+const VM_FAILED: u8 = 125;
 
 /// How a verb ended when nothing went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +49,25 @@ enum Answer {
     No,
     /// Something is not what its digest says.
     Damage,
+    /// What was run in a virtual machine ended with this code.
+    Code(u8),
 }
 
 fn main() -> ExitCode {
     end_on_panic();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if cli::is_vm(std::env::args_os()) && error.use_stderr() {
+                VM_FAILED
+            } else {
+                error.exit_code() as u8
+            };
+            // Standard error is the last resort: there is nobody left to tell when it fails.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
     let host = Host::observe();
     raise_open_files();
     bedplate_sys::signals::ignore_file_size_limit();
@@ -66,6 +85,16 @@ fn main() -> ExitCode {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Ok(Answer::Damage) => Blame::Damage.exit_code(),
+        Ok(Answer::Code(code)) => ExitCode::from(code),
+        Err(error) if matches!(cli.verb, Verb::Vm(_)) => {
+            let _ = out.flush();
+            let _ = blame::report(&error, &mut io::stderr().lock());
+            if let Some(signal) = verbs::vm::interrupted(&error) {
+                // Everything was put away: whoever waits learns what ended us.
+                bedplate_sys::signals::end_by(signal);
+            }
+            ExitCode::from(VM_FAILED)
+        }
         // The reader of our output had enough: `bedplate ls os | head` is no failure.
         Err(error) if output::is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -12,7 +12,6 @@
 //! Invariant: a `Machine` owns its QEMU process; dropping it ends that process and no other.
 //! Time limits count from the last sign of life on the serial line, so that slow is not taken for stuck.
 
-mod accelerator;
 mod ssh;
 
 use std::fmt::Write as _;
@@ -26,12 +25,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-pub use accelerator::Accelerator;
+pub use bedplate_vm::Accelerator;
+use bedplate_vm::{Firmware, QEMU, options as pieces, serial};
 use ssh::Shell;
 pub use ssh::{KeyPair, Ran};
-
-/// The emulator.
-const QEMU: &str = "qemu-system-x86_64";
 
 /// Where the guest finds the one server that it may talk to.
 pub const REGISTRY: &str = "10.0.2.100:5000";
@@ -45,18 +42,6 @@ const CEILING: Duration = Duration::from_secs(6 * 60);
 
 /// How often the serial log and the shell are looked at.
 const POLL: Duration = Duration::from_millis(250);
-
-/// Firmware images, in the order they are looked for: Debian's, then other places of the same build.
-const FIRMWARE: [(&str, &str); 2] = [
-    (
-        "/usr/share/OVMF/OVMF_CODE_4M.fd",
-        "/usr/share/OVMF/OVMF_VARS_4M.fd",
-    ),
-    (
-        "/usr/share/edk2/ovmf/OVMF_CODE_4M.fd",
-        "/usr/share/edk2/ovmf/OVMF_VARS_4M.fd",
-    ),
-];
 
 /// What a machine starts from.
 #[derive(Clone, Debug)]
@@ -240,9 +225,7 @@ impl Machine {
     /// The end of the serial log, for people who look for what went wrong.
     pub fn serial_tail(&self, lines: usize) -> String {
         let log = self.serial().unwrap_or_default();
-        let text = printable(&log);
-        let all: Vec<&str> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        serial::tail(&log, lines)
     }
 
     fn serial(&self) -> Result<Vec<u8>> {
@@ -313,36 +296,27 @@ impl Patience {
 }
 
 fn command_line(options: &MachineOptions, ssh_port: u16) -> Result<Command> {
-    let accelerator = Accelerator::probe();
     let mut qemu = Command::new(QEMU);
-    qemu.args(["-accel", accelerator.argument(), "-M", "q35"])
-        // Without -cx16, QEMU 7.2 trips over kernels from 6.12 on.
-        .args(["-cpu", "max,-cx16", "-nodefaults", "-display", "none"])
-        .arg("-m")
-        .arg(options.memory.to_string())
-        .arg("-smp")
-        .arg(options.processors.to_string())
-        .arg("-serial")
-        .arg(format!("file:{}", plain(&options.serial_log)?));
+    qemu.args(pieces::machine(
+        Accelerator::probe(),
+        options.memory,
+        options.processors,
+    ))
+    .arg("-serial")
+    .arg(format!("file:{}", plain(&options.serial_log)?));
     match &options.boot {
         Boot::Uefi { variables } => {
-            let (code, template) = FIRMWARE
-                .iter()
-                .find(|(code, _)| Path::new(code).exists())
-                .context("no UEFI firmware for QEMU found: the Debian package is ovmf")?;
+            let firmware = Firmware::find()?;
             if !variables.exists() {
-                fs::copy(template, variables)
-                    .with_context(|| format!("copying {template} to {}", variables.display()))?;
+                fs::copy(&firmware.template, variables).with_context(|| {
+                    format!(
+                        "copying {} to {}",
+                        firmware.template.display(),
+                        variables.display()
+                    )
+                })?;
             }
-            qemu.arg("-drive")
-                .arg(format!(
-                    "if=pflash,format=raw,unit=0,readonly=on,file={code}"
-                ))
-                .arg("-drive")
-                .arg(format!(
-                    "if=pflash,format=raw,unit=1,file={}",
-                    plain(variables)?
-                ));
+            qemu.args(firmware.options(variables));
         }
         Boot::Kernel {
             kernel,
@@ -390,10 +364,9 @@ fn command_line(options: &MachineOptions, ssh_port: u16) -> Result<Command> {
 
 /// A path as it can stand in one of QEMU's comma-separated options.
 fn plain(path: &Path) -> Result<String> {
-    let text = path
-        .to_str()
-        .with_context(|| format!("{} is not UTF-8", path.display()))?;
-    Ok(text.replace(',', ",,"))
+    pieces::plain(path)
+        .into_string()
+        .map_err(|path| anyhow!("{} is not UTF-8", path.display()))
 }
 
 /// Finds a port that nobody listens on. Another process may take it first; QEMU then refuses to start.
@@ -409,47 +382,9 @@ fn contains(bytes: &[u8], pattern: &str) -> bool {
         .any(|window| window == pattern.as_bytes())
 }
 
-/// What a terminal would show: firmware and loader draw with escape sequences.
-fn printable(log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log);
-    let mut shown = String::with_capacity(text.len());
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        match character {
-            '\u{1b}' => {
-                // ESC [ parameters letter
-                if characters.next_if_eq(&'[').is_some() {
-                    for parameter in characters.by_ref() {
-                        if parameter.is_ascii_alphabetic() {
-                            break;
-                        }
-                    }
-                }
-            }
-            '\n' => shown.push('\n'),
-            character if character.is_control() => {}
-            character => shown.push(character),
-        }
-    }
-    shown
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn escape_sequences_do_not_reach_the_reader() {
-        assert_eq!(
-            printable(b"\x1b[2J\x1b[01;01HBdsDxe: starting\r\nLinux\x07 6.1\x1b[0m\n"),
-            "BdsDxe: starting\nLinux 6.1\n"
-        );
-    }
-
-    #[test]
-    fn a_comma_in_a_path_is_no_option() {
-        assert_eq!(plain(Path::new("/a,b/disk")).unwrap(), "/a,,b/disk");
-    }
 
     #[test]
     fn a_pattern_is_found_between_bytes_that_are_no_text() {

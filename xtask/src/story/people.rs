@@ -17,12 +17,12 @@ const NOBODY: u32 = 65534;
 
 /// Somebody with a store of their own.
 #[derive(Debug)]
-pub(super) struct Person {
+pub(crate) struct Person {
     /// How the story shows who types.
     prompt: &'static str,
     bedplate: PathBuf,
     /// A directory of their own.
-    pub(super) place: PathBuf,
+    pub(crate) place: PathBuf,
     role: Role,
 }
 
@@ -34,7 +34,7 @@ enum Role {
 
 impl Person {
     /// Who builds: root, or whoever runs this, in the namespace where they made the trees.
-    pub(super) fn builder(bedplate: &Path, place: &Path) -> Result<Self> {
+    pub(crate) fn builder(bedplate: &Path, place: &Path) -> Result<Self> {
         let place = place.join("builder");
         fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
         Ok(Self {
@@ -46,7 +46,7 @@ impl Person {
     }
 
     /// Who installs: whoever runs this, or `nobody` where that is root.
-    pub(super) fn installer(bedplate: &Path, place: &Path) -> Result<Self> {
+    pub(crate) fn installer(bedplate: &Path, place: &Path) -> Result<Self> {
         let mut person = Self {
             prompt: "$",
             bedplate: bedplate.to_owned(),
@@ -72,7 +72,7 @@ impl Person {
     }
 
     /// `bedplate`, run by them on their store.
-    pub(super) fn bedplate<S: AsRef<str>>(&self, arguments: &[S]) -> Command {
+    pub(crate) fn bedplate<S: AsRef<str>>(&self, arguments: &[S]) -> Command {
         let mut command = match self.role {
             Role::Builder => Tree::reader(&self.bedplate),
             Role::Installer => self.unprivileged(&self.bedplate),

@@ -19,8 +19,8 @@ use std::io;
 
 pub use modules::{ModuleList, Stage};
 
-/// Where the list of modules stands in the initramfs: a line `needed PATH` or `driver PATH` for each
-/// module, in the order of loading.
+/// Where the list of modules stands in the initramfs: a line `needed PATH`, `guest PATH` or `driver PATH` for
+/// each module, in the order of loading.
 pub const MODULE_LIST: &str = "etc/bedplate-modules";
 
 /// How hard zstd tries: a quarter slower to make than the default for a tenth less to load.
@@ -35,10 +35,15 @@ const NEEDED: [Wanted; 4] = [
     Wanted::optional("loop"),
 ];
 
-/// Drivers of disks: loaded only when the root is not found without them.
-const DRIVERS: [Wanted; 17] = [
-    Wanted::optional("nvme"),
+/// What leads to whoever runs a virtual machine: loaded only where they may give orders, and with the drivers.
+const GUEST: [Wanted; 2] = [
     Wanted::optional("virtio_pci"),
+    Wanted::optional("virtio_console"),
+];
+
+/// Drivers of disks: loaded only when the root is not found without them.
+const DRIVERS: [Wanted; 16] = [
+    Wanted::optional("nvme"),
     Wanted::optional("virtio_blk"),
     Wanted::optional("virtio_scsi"),
     Wanted::optional("ahci"),
@@ -106,7 +111,13 @@ impl std::fmt::Debug for InitramfsInput<'_> {
 
 /// Makes an initramfs.
 pub fn build(input: &InitramfsInput<'_>) -> Result<Vec<u8>, InitramfsError> {
-    let list = modules::resolve(input.modules, &NEEDED, &DRIVERS)?;
+    // A disk may be reached through virtio_pci, too, so drivers come after it.
+    let stages: [(Stage, &[Wanted]); 3] = [
+        (Stage::Needed, &NEEDED),
+        (Stage::Guest, &GUEST),
+        (Stage::Driver, &DRIVERS),
+    ];
+    let list = modules::resolve(input.modules, &stages)?;
     let mut archive = cpio::Archive::default();
     for directory in ["dev", "etc", "newroot", "proc", "run", "sys", "sysroot"] {
         archive.directory(directory);

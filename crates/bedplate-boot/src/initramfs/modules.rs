@@ -17,6 +17,8 @@ use super::{InitramfsError, ModuleSource, Wanted, read};
 pub enum Stage {
     /// At every boot.
     Needed,
+    /// In a virtual machine that takes orders from whoever runs it.
+    Guest,
     /// When the root is not found without it.
     Driver,
 }
@@ -25,6 +27,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Needed => "needed",
+            Self::Guest => "guest",
             Self::Driver => "driver",
         })
     }
@@ -44,6 +47,7 @@ impl ModuleList {
             .lines()
             .filter_map(|line| match line.split_once(' ')? {
                 ("needed", path) => Some((Stage::Needed, path.to_owned())),
+                ("guest", path) => Some((Stage::Guest, path.to_owned())),
                 ("driver", path) => Some((Stage::Driver, path.to_owned())),
                 _ => None,
             })
@@ -65,8 +69,7 @@ struct Known {
 
 pub(super) fn resolve(
     source: &dyn ModuleSource,
-    needed: &[Wanted],
-    drivers: &[Wanted],
+    wanted: &[(Stage, &[Wanted])],
 ) -> Result<ModuleList, InitramfsError> {
     let known = Known::read(source)?;
     let mut walk = Walk {
@@ -74,10 +77,10 @@ pub(super) fn resolve(
         seen: BTreeSet::new(),
         list: ModuleList::default(),
     };
-    for (stage, wanted) in [(Stage::Needed, needed), (Stage::Driver, drivers)] {
-        for Wanted { name, essential } in wanted {
+    for (stage, wanted) in wanted {
+        for Wanted { name, essential } in *wanted {
             if known.paths.contains_key(*name) {
-                walk.visit(name, stage);
+                walk.visit(name, *stage);
             } else if *essential && !known.built_in.contains(*name) {
                 return Err(InitramfsError::Essential { name });
             }

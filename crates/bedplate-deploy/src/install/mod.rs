@@ -31,7 +31,8 @@ pub use ext4::Ext4Error;
 pub use fat_time::FatTime;
 pub use layout::{Layout, LayoutError};
 pub use plan::{
-    ExecuteError, InstallEvent, InstallObserver, InstallOptions, InstallPlan, Installed, PlanError,
+    DirectBoot, ExecuteError, InstallEvent, InstallObserver, InstallOptions, InstallPlan,
+    Installed, PlanError,
 };
 pub use staging::StagingError;
 pub use table::{Identifiers, TableError};

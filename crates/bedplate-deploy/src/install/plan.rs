@@ -111,6 +111,25 @@ struct Content {
     inodes: u64,
 }
 
+/// What boots a deployment where something else than the loader starts it.
+#[derive(Clone)]
+pub struct DirectBoot {
+    /// The kernel.
+    pub kernel: Vec<u8>,
+    /// The initramfs.
+    pub initramfs: Vec<u8>,
+    /// The command line that the boot entry has.
+    pub arguments: String,
+}
+
+impl fmt::Debug for DirectBoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirectBoot")
+            .field("arguments", &self.arguments)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A disk that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
@@ -234,6 +253,28 @@ impl<'a> InstallPlan<'a> {
     /// Returns the first deployment.
     pub fn deployment(&self) -> &Deployment {
         &self.record.deployments[0]
+    }
+
+    /// Returns how many bytes the execution writes at most; a FILE takes no more until it is booted.
+    pub fn space(&self) -> u64 {
+        let boot = [&self.bootable.vmlinuz, &self.bootable.initramfs]
+            .iter()
+            .map(|file| file.bytes.len() as u64)
+            .fold(0, u64::saturating_add);
+        self.content.disk.saturating_add(2 * boot)
+    }
+
+    /// Returns what boots the deployment where something else than the loader starts it.
+    pub fn direct(&self) -> DirectBoot {
+        let options = self.boot.operations.iter().find_map(|step| match step {
+            render::Operation::Entry { entry, .. } => Some(entry.command_line()),
+            _ => None,
+        });
+        DirectBoot {
+            kernel: self.bootable.vmlinuz.bytes.clone(),
+            initramfs: self.bootable.initramfs.bytes.clone(),
+            arguments: options.unwrap_or_default(),
+        }
     }
 
     /// Executes the plan.

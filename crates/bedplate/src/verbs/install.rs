@@ -43,9 +43,7 @@ fn to_disk(arguments: &ToDisk, context: &mut Context<'_>) -> anyhow::Result<Answ
     if arguments.dry_run {
         return Ok(Answer::Yes);
     }
-    let mut drawn = Drawn {
-        progress: Progress::new(context.quiet),
-    };
+    let mut drawn = Drawn::new(context.quiet);
     let privileged = rustix::process::geteuid().is_root();
     let installed = plan
         .execute(privileged, &mut drawn)
@@ -61,8 +59,16 @@ fn to_disk(arguments: &ToDisk, context: &mut Context<'_>) -> anyhow::Result<Answ
 }
 
 /// Draws how far an install is.
-struct Drawn {
-    progress: Progress,
+pub(super) struct Drawn {
+    pub(super) progress: Progress,
+}
+
+impl Drawn {
+    pub(super) fn new(quiet: bool) -> Self {
+        Self {
+            progress: Progress::new(quiet),
+        }
+    }
 }
 
 impl InstallObserver for Drawn {

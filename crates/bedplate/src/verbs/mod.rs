@@ -35,6 +35,7 @@ mod tag;
 mod undeploy;
 mod upgrade;
 mod usr_overlay;
+pub(crate) mod vm;
 mod why;
 
 use crate::Answer;
@@ -79,6 +80,7 @@ pub(crate) fn run(verb: &Verb, context: &mut Context<'_>) -> anyhow::Result<Answ
         Verb::UsrOverlay => usr_overlay::run(context),
         Verb::Why(arguments) => why::run(arguments, context),
         Verb::Events(arguments) => events::run(arguments, context),
+        Verb::Vm(arguments) => vm::run(arguments, context),
         Verb::Internal(arguments) => internal::run(arguments, context),
     }
 }

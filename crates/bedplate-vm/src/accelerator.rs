@@ -5,12 +5,14 @@
 
 use std::fmt;
 use std::fs;
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use rustix::fs::MemfdFlags;
 
 /// How long the probe may take: working KVM needs a tenth of this, emulated KVM a hundred times as much.
 const PROBE_LIMIT: Duration = Duration::from_secs(4);
@@ -46,9 +48,19 @@ impl Accelerator {
         static FOUND: OnceLock<Accelerator> = OnceLock::new();
         *FOUND.get_or_init(|| match kvm_works() {
             Ok(true) => Self::Kvm,
-            // An error here (no temporary directory, no QEMU) shows itself again, and better, at the real start.
+            // An error here (no QEMU) shows itself again, and better, at the real start.
             Ok(false) | Err(_) => Self::Tcg,
         })
+    }
+
+    /// What a Linux guest must be told to run on it.
+    pub fn kernel_arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Kvm => &[],
+            // Linux waits for some interrupts of its timer at the start, and panics where they do not come in
+            // time: on a busy host, emulated ones do not. Under KVM, it leaves that out by itself.
+            Self::Tcg => &["no_timer_check"],
+        }
     }
 
     /// The value of QEMU's `-accel`.
@@ -69,7 +81,7 @@ impl fmt::Display for Accelerator {
     }
 }
 
-fn kvm_works() -> Result<bool> {
+fn kvm_works() -> io::Result<bool> {
     if fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -78,30 +90,31 @@ fn kvm_works() -> Result<bool> {
     {
         return Ok(false);
     }
-    let scratch = tempfile::tempdir().context("making a directory for the KVM probe")?;
-    let firmware = scratch.path().join("probe.rom");
+    // In memory: QEMU finds it by the number that it has in this process.
+    let mut firmware = fs::File::from(rustix::fs::memfd_create("probe", MemfdFlags::CLOEXEC)?);
     let mut image = vec![0; FIRMWARE_SIZE];
     image[FIRMWARE_SIZE - PROBE_GUEST.len()..].copy_from_slice(&PROBE_GUEST);
-    fs::write(&firmware, image).context("writing the KVM probe")?;
+    firmware.write_all(&image)?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), firmware.as_raw_fd());
 
-    let mut qemu = Command::new(super::QEMU)
-        .args(["-accel", "kvm", "-M", "q35", "-m", "16", "-nodefaults"])
+    let mut qemu = Command::new(super::QEMU);
+    qemu.args(["-accel", "kvm", "-M", "q35", "-m", "16", "-nodefaults"])
         .args(["-display", "none", "-no-reboot"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-bios"])
-        .arg(&firmware)
+        .arg(path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("starting QEMU for the KVM probe")?;
+        .stderr(Stdio::null());
+    bedplate_sys::process::end_with_parent(&mut qemu);
+    let mut qemu = qemu.spawn()?;
     let started = Instant::now();
     while started.elapsed() < PROBE_LIMIT {
-        if let Some(status) = qemu.try_wait().context("waiting for the KVM probe")? {
+        if let Some(status) = qemu.try_wait()? {
             return Ok(status.code() == Some(PROBE_EXIT));
         }
         thread::sleep(Duration::from_millis(20));
     }
-    qemu.kill().context("ending the KVM probe")?;
-    qemu.wait().context("ending the KVM probe")?;
+    qemu.kill()?;
+    qemu.wait()?;
     Ok(false)
 }
