@@ -311,7 +311,9 @@ impl Stage {
             format!("--image={name}"),
             format!("--target-image={REGISTRY}/{REPOSITORY}:{FOLLOWED}"),
         ];
-        arguments.extend(KARGS.iter().map(|karg| format!("--karg={karg}")));
+        let engine = Accelerator::probe().kernel_arguments();
+        let kargs = KARGS.iter().chain(engine);
+        arguments.extend(kargs.map(|karg| format!("--karg={karg}")));
         self.installer.show(narrator, &arguments)?;
         // The machine has a larger disk than the image was made for, as machines do.
         let file = File::options()

@@ -417,7 +417,8 @@ impl OwnArguments {
             last.push(format!("{}={}", cmdline::ETC, deployment.etc));
         }
         Self {
-            first: vec![format!("panic={}", settings.panic)],
+            // Without `ro`, systemd takes the root for one that is to be made writable, and fails at it.
+            first: vec![format!("panic={}", settings.panic), "ro".to_owned()],
             last,
         }
     }
