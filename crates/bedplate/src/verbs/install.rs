@@ -2,11 +2,11 @@
 
 use anyhow::Context as _;
 use bedplate_deploy::install::{
-    Identifiers, InstallEvent, InstallObserver, InstallOptions, InstallPlan,
+    Firmware, Identifiers, InstallEvent, InstallObserver, InstallOptions, InstallPlan,
 };
 
 use crate::Answer;
-use crate::cli::{Install, ToDisk};
+use crate::cli::{Boot, Install, ToDisk};
 use crate::context::Context;
 use crate::render::progress::Progress;
 
@@ -26,6 +26,10 @@ fn to_disk(arguments: &ToDisk, context: &mut Context<'_>) -> anyhow::Result<Answ
     };
     let store = context.store()?;
     let options = InstallOptions {
+        firmware: match arguments.boot {
+            Boot::Uefi => Firmware::Uefi,
+            Boot::Bios => Firmware::Bios,
+        },
         size: arguments.size,
         esp_size: arguments.esp_size,
         upgrade_from: arguments.target_image.clone(),
