@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::story::Firmware;
 use crate::trial::Trial;
 use crate::{concurrency, fuzz, trees, vm, wants_help};
 
@@ -58,7 +59,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         "fuzz" => |number| fuzz::sample_all(number, FUZZ_TURN),
         "crash" => |number| Trial::Crash.all(number, CUTS),
         "faults" => |number| Trial::Faults.all(number, CALLS),
-        "vm" => |_| vm::smoke(false).and_then(|()| vm::heal()),
+        "vm" => |_| vm::smoke(false, Firmware::Uefi).and_then(|()| vm::heal(Firmware::Uefi)),
         unknown => bail!("there is no campaign `{unknown}`; see `cargo xtask campaign --help`"),
     };
     let started = Instant::now();

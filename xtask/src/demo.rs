@@ -22,5 +22,5 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         bail!("`demo` takes no `{unknown}`; see `cargo xtask demo --help`");
     }
     story::require_packages()?;
-    story::tell(Voice::Full, true)
+    story::tell(Voice::Full, true, story::Firmware::Uefi)
 }

@@ -32,8 +32,8 @@ const RELEASE: &str = "bookworm";
 const NEXT_RELEASE: &str = "trixie";
 
 /// What both versions hold.
-const PACKAGES: &str = "systemd,systemd-sysv,systemd-boot-efi,linux-image-cloud-amd64,openssh-server,\
-     python3,ca-certificates,udev,dbus,iproute2,e2fsprogs,kmod,passwd,procps";
+const PACKAGES: &str = "systemd,systemd-sysv,systemd-boot-efi,grub-pc-bin,linux-image-cloud-amd64,\
+     openssh-server,python3,ca-certificates,udev,dbus,iproute2,e2fsprogs,kmod,passwd,procps";
 
 /// What version 2 holds more: programs, and with chrony a service with a user of its own. Installed after
 /// the rest, so that both versions count system users the same way: an image that renumbers its users

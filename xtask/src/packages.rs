@@ -42,6 +42,9 @@ pub(crate) const PEERS: &[&str] = &[
     "python3",
     "libarchive-tools",
     "binutils",
+    "grub-common",
+    "grub-pc-bin",
+    "qemu-system-x86",
 ];
 
 /// What the benchmark compares with, and measures by.

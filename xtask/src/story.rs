@@ -65,35 +65,50 @@ pub(crate) fn require_packages() -> Result<()> {
     ])
 }
 
+/// What starts the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Firmware {
+    /// UEFI, and systemd-boot.
+    Uefi,
+    /// A BIOS, and GRUB.
+    Bios,
+}
+
 /// Tells the whole story; `keep` leaves the disk image behind.
-pub(crate) fn tell(voice: Voice, keep: bool) -> Result<()> {
+pub(crate) fn tell(voice: Voice, keep: bool, firmware: Firmware) -> Result<()> {
     let mut narrator = Narrator::new(voice);
-    play(&mut narrator, keep, Stage::live)
+    play(&mut narrator, keep, firmware, Stage::live)
 }
 
 /// Breaks a machine in three ways that no health check can see, and watches it heal.
-pub(crate) fn heal() -> Result<()> {
+pub(crate) fn heal(firmware: Firmware) -> Result<()> {
     packages::require(&[packages::BOOT_PARTITION])?;
     let mut narrator = Narrator::new(Voice::Brief);
-    play(&mut narrator, false, Stage::heal)
+    play(&mut narrator, false, firmware, Stage::heal)
 }
 
 /// What a machine goes through.
 type Course = fn(&Stage, &mut Narrator, &mut Machine, &Published, &Registry) -> Result<()>;
 
 /// Sets the stage, boots version 1, and plays what comes then.
-fn play(narrator: &mut Narrator, keep: bool, course: Course) -> Result<()> {
+fn play(narrator: &mut Narrator, keep: bool, firmware: Firmware, course: Course) -> Result<()> {
     let bedplate = prepare_programs(narrator)?;
     let images = prepare_trees(narrator)?;
-    let stage = Stage::new(&bedplate, images)?;
+    let stage = Stage::new(&bedplate, images, firmware)?;
 
     let registry = stage.registry(&stage.place)?;
     let published = stage.publish(narrator, &registry)?;
     let disk = stage.install(narrator, &registry, &published.first)?;
 
-    narrator.step("Boot it: firmware, systemd-boot, our early boot, systemd");
+    let (started_by, loader) = match firmware {
+        Firmware::Uefi => ("UEFI", "systemd-boot"),
+        Firmware::Bios => ("a BIOS", "GRUB"),
+    };
+    narrator.step(&format!(
+        "Boot it: firmware, {loader}, our early boot, systemd"
+    ));
     narrator.say(&format!(
-        "QEMU, UEFI, engine: {}; the machine reaches one server, our registry, as {REGISTRY}",
+        "QEMU, {started_by}, engine: {}; the machine reaches one server, our registry, as {REGISTRY}",
         Accelerator::probe()
     ));
     let mut machine = Machine::start(&stage.machine(&registry))?;
@@ -140,6 +155,7 @@ struct Version {
 struct Stage {
     /// The directory for everything that this run makes.
     place: PathBuf,
+    firmware: Firmware,
     images: Images,
     /// Who builds and pushes; owns the trees.
     builder: Person,
@@ -175,10 +191,13 @@ fn prepare_trees(narrator: &mut Narrator) -> Result<Images> {
 }
 
 impl Stage {
-    fn new(bedplate: &Path, images: Images) -> Result<Self> {
+    fn new(bedplate: &Path, images: Images, firmware: Firmware) -> Result<Self> {
         let place = workspace::target("demo/run");
         images::remove(&place)?;
-        Self::at(place, bedplate, images)
+        Ok(Self {
+            firmware,
+            ..Self::at(place, bedplate, images)?
+        })
     }
 
     /// Sets the stage at a place of which more may be there.
@@ -188,6 +207,7 @@ impl Stage {
         let installer = Person::installer(bedplate, &place)?;
         Ok(Self {
             place,
+            firmware: Firmware::Uefi,
             images,
             builder,
             installer,
@@ -206,8 +226,11 @@ impl Stage {
     /// The machine that everything happens in.
     fn machine(&self, registry: &Registry) -> MachineOptions {
         MachineOptions {
-            boot: Boot::Uefi {
-                variables: self.place.join("variables.fd"),
+            boot: match self.firmware {
+                Firmware::Uefi => Boot::Uefi {
+                    variables: self.place.join("variables.fd"),
+                },
+                Firmware::Bios => Boot::Bios,
             },
             disk: self.disk(),
             serial_log: self.place.join("serial.log"),
@@ -314,6 +337,9 @@ impl Stage {
         let engine = Accelerator::probe().kernel_arguments();
         let kargs = KARGS.iter().chain(engine);
         arguments.extend(kargs.map(|karg| format!("--karg={karg}")));
+        if self.firmware == Firmware::Bios {
+            arguments.push("--boot=bios".to_owned());
+        }
         self.installer.show(narrator, &arguments)?;
         // The machine has a larger disk than the image was made for, as machines do.
         let file = File::options()
@@ -344,7 +370,7 @@ impl Stage {
         check_booted(narrator, machine, first)?;
         check_immutable(narrator, machine)?;
         check_grown(narrator, machine)?;
-        check_registered(narrator, machine)?;
+        self.check_loader(narrator, machine)?;
 
         narrator.step("Live in it: edit /etc, add a user, leave a file in /var");
         for script in [
@@ -370,7 +396,7 @@ impl Stage {
         let took = machine.reboot()?;
         narrator.fact(&format!("up again after {:.0} s", took.as_secs_f32()));
         check_booted(narrator, machine, second)?;
-        check_registered(narrator, machine)?;
+        self.check_loader(narrator, machine)?;
         check_survived(narrator, machine)?;
         narrator.guest(machine, "htop --version && jq --version")?;
         narrator.guest(machine, "getent passwd anna _chrony")?;
@@ -386,6 +412,26 @@ impl Stage {
         ensure!(gone.code == 1, "version 1 has version 2's programs in /usr");
         narrator.fact("/usr is the old one: htop is gone");
         self.break_and_heal(narrator, machine, published, registry)
+    }
+}
+
+impl Stage {
+    /// The loader is the one that the machine was installed with, and its firmware starts it.
+    fn check_loader(&self, narrator: &mut Narrator, machine: &mut Machine) -> Result<()> {
+        let expected = match self.firmware {
+            Firmware::Uefi => "systemd-boot",
+            Firmware::Bios => "grub",
+        };
+        let loader = text(&status(machine)?, "loader")?;
+        ensure!(loader == expected, "status says that {loader} boots it");
+        match self.firmware {
+            Firmware::Uefi => check_registered(narrator, machine),
+            Firmware::Bios => {
+                machine.check("test ! -e /sys/firmware/efi")?;
+                narrator.fact("a BIOS started it, and GRUB");
+                Ok(())
+            }
+        }
     }
 }
 

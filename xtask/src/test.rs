@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::check::stage;
+use crate::story::Firmware;
 use crate::trial::Trial;
 use crate::{bench, concurrency, fuzz, packages, programs, run, story, vm, wants_help};
 
@@ -82,7 +83,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     })?;
     passed += 1;
     if vm {
-        part("virtual machine", || vm::smoke(false))?;
+        part("virtual machine", || vm::smoke(false, Firmware::Uefi))?;
         passed += 1;
     }
     println!("{passed} parts passed, 0 failed");

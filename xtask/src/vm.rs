@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail, ensure};
 use testkit::qemu::{Accelerator, Boot, Machine, MachineOptions, REGISTRY};
 
 use crate::images::{Images, Tree};
-use crate::story::{self, Voice};
+use crate::story::{self, Firmware, Voice};
 use crate::{packages, run, wants_help, workspace};
 
 const HELP: &str = "\
-Usage: cargo xtask vm smoke [--keep]
-       cargo xtask vm heal
+Usage: cargo xtask vm smoke [--bios] [--keep]
+       cargo xtask vm heal [--bios]
        cargo xtask vm suite [NAME…]
        cargo xtask vm verb [CASE…]
        cargo xtask vm boot
@@ -25,6 +25,7 @@ smoke   the demo's story with few words and the same asserts: install, boot, upg
         reboot; root digests, kernels, /etc, users and /var are compared. --keep leaves the disk image.
 heal    versions that no health check can judge: a kernel that does not load, an initramfs that is none, a
         kernel that panics. Each time the version before has to boot again by itself.
+        With --bios, a BIOS and GRUB boot the machine, and not UEFI and systemd-boot.
 suite   what machines go through, two at a time; without names everything that a test run plays. `suite list`
         lists the names.
 verb    `bedplate vm`: scripts, shells and failing boots of both versions' images, by nobody in particular.
@@ -42,9 +43,12 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         return Ok(());
     }
     match arguments {
-        ["smoke"] => smoke(false),
-        ["smoke", "--keep"] => smoke(true),
-        ["heal"] => heal(),
+        ["smoke"] => smoke(false, Firmware::Uefi),
+        ["smoke", "--keep"] => smoke(true, Firmware::Uefi),
+        ["smoke", "--bios"] => smoke(false, Firmware::Bios),
+        ["smoke", "--bios", "--keep"] => smoke(true, Firmware::Bios),
+        ["heal"] => heal(Firmware::Uefi),
+        ["heal", "--bios"] => heal(Firmware::Bios),
         ["suite", "list"] => {
             print!("{}", story::suite::list());
             Ok(())
@@ -60,15 +64,15 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 }
 
 /// The whole way, with asserts.
-pub(crate) fn smoke(keep: bool) -> Result<()> {
+pub(crate) fn smoke(keep: bool, firmware: Firmware) -> Result<()> {
     story::require_packages()?;
-    story::tell(Voice::Brief, keep)
+    story::tell(Voice::Brief, keep, firmware)
 }
 
 /// Versions that do not get as far as their health checks.
-pub(crate) fn heal() -> Result<()> {
+pub(crate) fn heal(firmware: Firmware) -> Result<()> {
     story::require_packages()?;
-    story::heal()
+    story::heal(firmware)
 }
 
 /// Boots version 1 by QEMU's own loader, from an ordinary ext4 file system.

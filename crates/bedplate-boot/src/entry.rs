@@ -106,7 +106,7 @@ impl fmt::Display for BootEntry {
 }
 
 /// Makes one line of a text: a title comes from an image and must not bring keys of its own.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.split(char::is_control).collect::<Vec<_>>().join(" ")
 }
 
@@ -203,11 +203,6 @@ impl EntryName {
     /// Returns whether the loader still takes it before entries without tries.
     pub fn is_hopeful(&self) -> bool {
         self.tries.is_none_or(|tries| tries.left > 0)
-    }
-
-    /// Returns the path on the boot partition.
-    pub fn path(&self) -> String {
-        format!("{}/{self}", crate::ENTRIES)
     }
 }
 

@@ -19,9 +19,11 @@
 pub mod cmdline;
 pub mod entry;
 pub mod firmware;
+pub mod grub;
 pub mod guest;
 pub mod initramfs;
 pub mod kargs;
+pub mod loader;
 pub mod loader_conf;
 pub mod loader_update;
 pub mod local_kargs;

@@ -99,7 +99,7 @@ pub const LINTS: [Lint; 15] = [
     Lint {
         name: "boot-loader",
         severity: Severity::Error,
-        doc: "systemd-boot, which `install` puts on the boot partition",
+        doc: "systemd-boot, or GRUB for a BIOS: what `install` puts on the disk to start the rest",
         check: boot_loader,
     },
     Lint {
@@ -279,11 +279,14 @@ fn init(looked: &Looked<'_>) -> Vec<String> {
 }
 
 fn boot_loader(looked: &Looked<'_>) -> Vec<String> {
-    if resolve(looked.tree, layout::SYSTEMD_BOOT).is_some() {
+    let grub = format!("{}/kernel.img", layout::GRUB);
+    let there = |path: &str| resolve(looked.tree, path).is_some();
+    if there(layout::SYSTEMD_BOOT) || there(&grub) {
         Vec::new()
     } else {
         vec![format!(
-            "/{} is missing; install systemd-boot (Debian: systemd-boot-efi)",
+            "neither /{} nor /{grub} is there; install systemd-boot (Debian: systemd-boot-efi), or for a BIOS \
+             GRUB (grub-pc-bin)",
             layout::SYSTEMD_BOOT
         )]
     }
@@ -480,6 +483,14 @@ mod tests {
             names(&[], Subject::RootDirectory),
             ["kernel", "init", "boot-loader", "os-release"]
         );
+    }
+
+    #[test]
+    fn either_loader_is_enough() {
+        for path in [layout::SYSTEMD_BOOT, "usr/lib/grub/i386-pc/kernel.img"] {
+            let found = names(&[file(path, "x")], Subject::RootDirectory);
+            assert!(!found.contains(&"boot-loader"), "{path}");
+        }
     }
 
     #[test]

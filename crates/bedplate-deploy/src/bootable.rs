@@ -3,6 +3,7 @@
 //! ```text
 //! /usr/lib/modules/<release>/{vmlinuz, initramfs.img}      both, in exactly one release
 //! /usr/lib/systemd/boot/efi/systemd-bootx64.efi            for install
+//! /usr/lib/grub/i386-pc/                                   for install to a machine with a BIOS
 //! /usr/lib/{bootc,bedplate}/kargs.d/*.toml                 arguments
 //! os-release                                               title and version
 //! ```
@@ -21,6 +22,9 @@ use crate::config::{self, ImageConfig};
 
 /// The most bytes of a kernel, initramfs or loader: more would fill a boot partition.
 const BOOT_FILE_MAX: u64 = 512 << 20;
+
+/// The most bytes of one of GRUB's files.
+const GRUB_FILE_MAX: u64 = 1 << 20;
 
 /// The architecture of kernel arguments that are for one alone, as Rust names it.
 const ARCHITECTURE: &str = std::env::consts::ARCH;
@@ -93,6 +97,20 @@ pub(crate) fn loader(store: &Store, tree: &Tree) -> Result<Option<BootFile>, Boo
     content(tree, layout::SYSTEMD_BOOT)
         .map(|content| boot_file(store, layout::SYSTEMD_BOOT, content))
         .transpose()
+}
+
+/// Reads one of the files that GRUB's code for a BIOS is made of.
+pub(crate) fn grub_file(
+    store: &Store,
+    tree: &Tree,
+    name: &str,
+) -> std::io::Result<Option<Vec<u8>>> {
+    let path = format!("{}/{name}", layout::GRUB);
+    let read = |content| {
+        let bytes = store.read_small(content, GRUB_FILE_MAX);
+        bytes.map_err(std::io::Error::other)
+    };
+    content(tree, &path).map(read).transpose()
 }
 
 /// Reads the kernel arguments that an image brings.

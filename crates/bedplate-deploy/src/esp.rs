@@ -4,6 +4,8 @@
 //! root → its device (stat) → its disk (sysfs) → the partition of ESP type (GPT) → its device → mount
 //! ```
 //!
+//! On a machine with a BIOS it has the same type: nothing is asked of the firmware.
+//!
 //! Invariant: it is found on the disk that the root is on, since copies of a disk have the same
 //! identifiers; it is mounted below `/run/bedplate`, in this program's own mount namespace, and only
 //! for as long as it is used.
@@ -234,7 +236,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::install::layout::{ESP_MIN, Layout};
+    use crate::install::layout::{ESP_MIN, Firmware, Layout};
     use crate::install::table::{self, Identifiers};
     use uuid::Uuid;
 
@@ -266,10 +268,10 @@ mod tests {
     #[test]
     fn the_partition_of_a_new_disk_is_found_as_the_firmware_names_it() {
         let mut disk = tempfile::tempfile().unwrap();
-        let layout = Layout::new(100 << 20, ESP_MIN, 1 << 20).unwrap();
+        let layout = Layout::new(Firmware::Uefi, 100 << 20, ESP_MIN, 1 << 20).unwrap();
         disk.set_len(layout.size).unwrap();
         let identifiers = Identifiers::from_seed(Uuid::from_u128(1));
-        table::write(&mut disk, &layout, &identifiers).unwrap();
+        table::write(&mut disk, &layout, &identifiers, None).unwrap();
 
         let esp = of_table(&disk, Path::new("disk")).unwrap();
         assert_eq!(esp.number, 1);

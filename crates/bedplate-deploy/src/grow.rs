@@ -221,16 +221,16 @@ pub enum GrowTableError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::install::layout::{ESP_MIN, Layout};
+    use crate::install::layout::{ESP_MIN, Firmware, Layout};
     use crate::install::table::{self, Identifiers};
     use uuid::Uuid;
 
     fn disk() -> (File, Layout) {
         let mut file = tempfile::tempfile().unwrap();
-        let layout = Layout::new(100 << 20, ESP_MIN, 1 << 20).unwrap();
+        let layout = Layout::new(Firmware::Uefi, 100 << 20, ESP_MIN, 1 << 20).unwrap();
         file.set_len(layout.size).unwrap();
         let identifiers = Identifiers::from_seed(Uuid::from_u128(1));
-        table::write(&mut file, &layout, &identifiers).unwrap();
+        table::write(&mut file, &layout, &identifiers, None).unwrap();
         (file, layout)
     }
 
@@ -254,6 +254,22 @@ mod tests {
         let before = file.metadata().unwrap().modified().unwrap();
         assert_eq!(grow_table(&mut file, 300 << 20, 2).unwrap(), grown);
         assert_eq!(file.metadata().unwrap().modified().unwrap(), before);
+    }
+
+    #[test]
+    fn what_a_bios_starts_stays_when_the_disk_grows() {
+        use std::os::unix::fs::FileExt as _;
+        let mut file = tempfile::tempfile().unwrap();
+        let layout = Layout::new(Firmware::Bios, 100 << 20, ESP_MIN, 1 << 20).unwrap();
+        file.set_len(layout.size).unwrap();
+        let identifiers = Identifiers::from_seed(Uuid::from_u128(1));
+        table::write(&mut file, &layout, &identifiers, Some(&[7; 440])).unwrap();
+        file.set_len(300 << 20).unwrap();
+        let grown = grow_table(&mut file, 300 << 20, 3).unwrap();
+        assert_eq!(grown.end(), 299 << 20);
+        let mut code = [0; 440];
+        file.read_exact_at(&mut code, 0).unwrap();
+        assert_eq!(code, [7; 440]);
     }
 
     #[test]

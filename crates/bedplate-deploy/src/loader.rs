@@ -6,6 +6,7 @@
 //!
 //! Invariant: one call replaces one copy at most, and what is written was checked against the image.
 
+use bedplate_boot::loader::Loader;
 use bedplate_boot::loader_update::{self, Copy, PRIMARY, REMOVABLE, Started, Step, Version};
 use bedplate_model::record::State;
 use bedplate_store::{ReadStoreError, Store};
@@ -78,6 +79,11 @@ impl Machine<'_> {
             .boot
             .open(Access::ReadWrite)
             .map_err(MachineError::OpenBoot)?;
+        // GRUB lies outside of the boot partition, and stays what it was installed as.
+        let flavour = Loader::of(&*boot.partition).map_err(MachineError::OpenBoot)?;
+        if flavour == Loader::Grub {
+            return Ok(LoaderUpdate::Current);
+        }
         let look = |path| {
             let copy = boot.partition.read(path);
             let copy = copy.map_err(|source| UpdateLoaderError::Copy { path, source })?;

@@ -301,6 +301,7 @@ pub fn recorded(record: &Record, step: &Step, now: i64) -> Record {
 mod tests {
     use super::*;
     use crate::sample::{deployment, id, record};
+    use bedplate_boot::loader::Loader;
     use bedplate_boot::loader_conf::LoaderConf;
 
     fn proven(deployment: u8) -> EntryName {
@@ -321,13 +322,14 @@ mod tests {
         let all = (1..=5).map(|digit| deployment(digit, State::Proven, None));
         let named = |d: Deployment| [render::kernel_name(&d), render::initramfs_name(&d)];
         Observed {
+            flavour: Loader::SystemdBoot,
             entries: entries.to_vec(),
             files: all.flat_map(named).collect(),
             loader: Some(LoaderConf {
                 timeout: 0,
                 default: id(default),
             }),
-            kind: true,
+            fixed: true,
             unfinished: Vec::new(),
         }
     }
@@ -357,7 +359,7 @@ mod tests {
     /// The operations of a plan, as texts.
     fn arranged(step: &Step) -> Vec<String> {
         match step {
-            Step::Arrange(plan) => plan.operations.iter().map(ToString::to_string).collect(),
+            Step::Arrange(plan) => plan.steps().collect(),
             other => panic!("{other:?}"),
         }
     }

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use bedplate_boot::loader::{ArgumentError, Loader};
 use bedplate_boot::local_kargs;
 use bedplate_model::human;
 use bedplate_model::record::{Deployment, DeploymentId, LocalKargs, OtherFields, Record, State};
@@ -101,6 +102,9 @@ pub enum StageError {
         /// What is needed.
         needed: u64,
     },
+    /// This machine's loader would change a kernel argument.
+    #[error(transparent)]
+    Argument(#[from] ArgumentError),
     /// /etc could not be compared.
     #[error("cannot compare /etc")]
     Etc(#[source] Box<MergeEtcError>),
@@ -207,11 +211,16 @@ impl Machine<'_> {
             source: Box::new(source),
         };
         let bootable = Bootable::read(store, &store.tree(&target.root)?).map_err(not_bootable)?;
-        let boot_bytes = self.check_space(&bootable)?;
+        let (loader, boot_bytes) = self.check_boot(&bootable)?;
         let base = record
             .deployment(self.booted().deployment)
             .unwrap_or_else(|| next(record));
         let local = local.unwrap_or_else(|| local_kargs(store, staged(record).unwrap_or(base)));
+        let kargs = local_kargs::apply(&bootable.kargs, &local);
+        // Found now, and not when the machine shuts down.
+        kargs
+            .iter()
+            .try_for_each(|argument| loader.check_argument(argument))?;
         let deployment = Deployment {
             id: new_id(record),
             sequence: record.next_sequence(),
@@ -223,7 +232,7 @@ impl Machine<'_> {
             kernel: bootable.release,
             vmlinuz: bootable.vmlinuz.sha256,
             initramfs: bootable.initramfs.sha256,
-            kargs: local_kargs::apply(&bootable.kargs, &local),
+            kargs,
             local_kargs: Some(local),
             state: State::Staged,
             reason: None,
@@ -242,13 +251,14 @@ impl Machine<'_> {
         })
     }
 
-    /// Checks that there is room, and returns what the boot partition needs.
-    fn check_space(&self, bootable: &Bootable) -> Result<u64, StageError> {
+    /// Checks that there is room, and returns whose boot partition it is and what it needs.
+    fn check_boot(&self, bootable: &Bootable) -> Result<(Loader, u64), StageError> {
         let boot = self
             .host
             .boot
             .open(Access::ReadOnly)
             .map_err(MachineError::OpenBoot)?;
+        let loader = Loader::of(&*boot.partition).map_err(MachineError::OpenBoot)?;
         let there = boot
             .partition
             .list(bedplate_boot::FILES)
@@ -278,7 +288,7 @@ impl Machine<'_> {
         )?;
         let root = self.room()?;
         room("the root", root.available, ROOT_MARGIN)?;
-        Ok(needed)
+        Ok((loader, needed))
     }
 }
 

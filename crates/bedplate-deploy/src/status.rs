@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 
+use bedplate_boot::loader::Loader;
 use bedplate_boot::render::Observed;
 use bedplate_model::record::{BadVersion, DeploymentId, EtcMode, Failure, Record, State};
 use bedplate_model::{ImageName, RootDigest, Sha256};
@@ -49,6 +50,9 @@ pub struct Status {
     pub root: Room,
     /// How full the boot partition is.
     pub boot: Room,
+    /// Which loader starts what boots.
+    #[serde(default)]
+    pub loader: Loader,
     /// The hardware can restart a machine that hangs.
     pub watchdog: bool,
     /// /usr can be written until the next reboot.
@@ -209,6 +213,7 @@ impl Machine<'_> {
             },
             root,
             boot,
+            loader: observed.flavour,
             watchdog: self.host.watchdog.exists(),
             usr_writable: self.usr_is_writable(),
             waits: Memory::read(&self.host.root).waits,

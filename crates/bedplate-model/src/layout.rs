@@ -54,6 +54,8 @@ pub const VMLINUZ: &str = "vmlinuz";
 pub const INITRAMFS: &str = "initramfs.img";
 /// systemd-boot, below an image's root.
 pub const SYSTEMD_BOOT: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+/// GRUB for a BIOS, below an image's root: a directory.
+pub const GRUB: &str = "usr/lib/grub/i386-pc";
 /// The early-boot program that `build` put into an image, below its root.
 pub const INIT: &str = "usr/lib/bedplate/bedplate-init";
 /// The program itself, below an image's root.

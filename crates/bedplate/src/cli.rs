@@ -559,11 +559,14 @@ pub(crate) struct ToDisk {
     /// Where the machine looks for upgrades [default: the image's name; none where that has no tag]
     #[arg(long, value_name = "REF")]
     pub(crate) target_image: Option<ImageName>,
+    /// What starts the machine: systemd-boot from UEFI, or GRUB from a BIOS
+    #[arg(long, value_enum, default_value_t = Boot::Uefi)]
+    pub(crate) boot: Boot,
     /// The size of a file, such as 10G; it grows to its disk at the first boot [default: what the image
     /// needs, and room for one more]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) size: Option<u64>,
-    /// The size of the EFI system partition
+    /// The size of the EFI system partition (the boot partition, also for a BIOS)
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) esp_size: Option<u64>,
     /// A kernel argument of this machine
@@ -651,6 +654,15 @@ pub(crate) enum FirmwareArg {
     Uefi,
     /// QEMU itself, with the kernel, initramfs and arguments of the boot entry
     None,
+}
+
+/// What starts a machine.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Boot {
+    /// UEFI firmware: the image brings systemd-boot
+    Uefi,
+    /// A BIOS: the image brings GRUB (Debian: grub-pc-bin)
+    Bios,
 }
 
 #[derive(Debug, Args)]

@@ -51,6 +51,8 @@ pub enum Boot {
         /// Made from the firmware's template where it does not exist.
         variables: PathBuf,
     },
+    /// A BIOS, which starts the code in the disk's first sector.
+    Bios,
     /// A kernel handed over by QEMU itself.
     Kernel {
         /// The kernel.
@@ -318,6 +320,8 @@ fn command_line(options: &MachineOptions, ssh_port: u16) -> Result<Command> {
             }
             qemu.args(firmware.options(variables));
         }
+        // QEMU brings it.
+        Boot::Bios => {}
         Boot::Kernel {
             kernel,
             initramfs,
@@ -341,7 +345,7 @@ fn command_line(options: &MachineOptions, ssh_port: u16) -> Result<Command> {
         .arg("-device")
         .arg(match options.boot {
             // Otherwise the firmware tries the network, too.
-            Boot::Uefi { .. } => "nvme,drive=disk,serial=bedplate,bootindex=0",
+            Boot::Uefi { .. } | Boot::Bios => "nvme,drive=disk,serial=bedplate,bootindex=0",
             Boot::Kernel { .. } => "nvme,drive=disk,serial=bedplate",
         });
     let mut network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");

@@ -6,8 +6,12 @@ use bedplate_model::Sha256;
 use sha2::Digest as _;
 
 use super::{Operation, Plan};
+use crate::ENTRIES_KIND_TEXT;
+use crate::entry::{BootEntry, EntryName};
+use crate::grub::{self, CONFIG_TEXT, Environment, Trial};
+use crate::loader::Loader;
+use crate::loader_conf::{LoaderConf, SECTOR};
 use crate::partition::BootPartition;
-use crate::{ENTRIES_KIND, ENTRIES_KIND_TEXT, LOADER_CONF};
 
 /// Carries a plan out, one durable step after the other.
 ///
@@ -18,9 +22,10 @@ pub fn execute(
     partition: &mut dyn BootPartition,
     contents: &dyn Fn(&Sha256) -> io::Result<Vec<u8>>,
 ) -> Result<(), ExecuteError> {
+    let mut begun = None;
     for operation in &plan.operations {
         let failed = |source| ExecuteError::Failed {
-            operation: operation.to_string(),
+            operation: operation.describe(plan.flavour),
             source,
         };
         match operation {
@@ -39,15 +44,59 @@ pub fn execute(
                 partition.write(path, &bytes)
             }
             Operation::Entry { name, entry } => {
-                partition.write(&name.path(), entry.to_string().as_bytes())
+                // GRUB learns of a trial by the sector that is written next.
+                begun = Trial::of(name).or(begun);
+                text_of(plan.flavour, entry).and_then(|text| {
+                    partition.write(&plan.flavour.entry_path(name), text.as_bytes())
+                })
             }
-            Operation::Kind => partition.write(ENTRIES_KIND, ENTRIES_KIND_TEXT.as_bytes()),
-            Operation::Default(conf) => partition.overwrite_sector(LOADER_CONF, &conf.to_sector()),
+            Operation::Fixed => {
+                let text = match plan.flavour {
+                    Loader::SystemdBoot => ENTRIES_KIND_TEXT,
+                    Loader::Grub => CONFIG_TEXT,
+                };
+                partition.write(plan.flavour.fixed_path(), text.as_bytes())
+            }
+            Operation::Default(conf) => {
+                let path = plan.flavour.default_path();
+                let sector = match plan.flavour {
+                    Loader::SystemdBoot => Ok(conf.to_sector()),
+                    Loader::Grub => environment(partition, *conf, begun),
+                };
+                sector.and_then(|sector| partition.overwrite_sector(path, &sector))
+            }
             Operation::Remove { path } => partition.remove(path),
         }
         .map_err(failed)?;
     }
     Ok(())
+}
+
+/// Prints an entry as a loader reads it.
+fn text_of(flavour: Loader, entry: &BootEntry) -> io::Result<String> {
+    match flavour {
+        Loader::SystemdBoot => Ok(entry.to_string()),
+        // A plan has no such entry.
+        Loader::Grub => grub::fragment(entry).map_err(io::Error::other),
+    }
+}
+
+/// Makes GRUB's sector. A trial that it counts already goes on as it is: tries left are never written anew.
+fn environment(
+    partition: &dyn BootPartition,
+    loader: LoaderConf,
+    begun: Option<Trial>,
+) -> io::Result<[u8; SECTOR]> {
+    let before = partition
+        .read(grub::ENVIRONMENT)?
+        .and_then(|bytes| Environment::parse(&bytes));
+    let counted = before.and_then(|before| before.trial);
+    let is_counted = |name: &EntryName| counted.is_some_and(|trial| trial.is(name));
+    let trial = match begun {
+        Some(begun) if !is_counted(&begun.name()) => Some(begun),
+        Some(_) | None => counted,
+    };
+    Ok(Environment { loader, trial }.to_sector())
 }
 
 fn sha256(bytes: &[u8]) -> Sha256 {

@@ -9,28 +9,31 @@
 //!                  Plan ─→ execute                                    sector*: the commit point
 //! ```
 //!
+//! The same for every loader: what was observed says which one the machine has, and a plan is carried out as
+//! that one reads it ([`crate::loader`]).
+//!
 //! Invariant: after every prefix of a plan, the loader finds a whole entry of the deployment that booted
 //! before or of the one that the plan is for. Tries left are never written anew: an entry on trial that
 //! is lost was a failed trial.
 
 mod execute;
+mod observe;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::io;
 
 use bedplate_model::Sha256;
 use bedplate_model::record::{Deployment, DeploymentId, EtcMode, Record, State};
 
 pub use execute::{ExecuteError, execute};
+pub use observe::observe;
 
 use crate::cmdline::{self, BootRoot, Cmdline};
 use crate::entry::{BootEntry, EntryName, SORT_KEY};
-use crate::kargs;
+use crate::loader::{ArgumentError, Loader};
 use crate::loader_conf::LoaderConf;
-use crate::partition::BootPartition;
-use crate::{ENTRIES, ENTRIES_KIND, FILES, LOADER_CONF};
+use crate::{FILES, kargs};
 
 /// What is the same for all entries of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +62,18 @@ impl Default for Settings {
 /// What was found on a boot partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
+    /// Whose files these are.
+    pub flavour: Loader,
     /// The entries of ours.
     pub entries: Vec<EntryName>,
     /// The names in the directory of kernels and initramfs images.
     pub files: Vec<String>,
     /// What the loader is told, where that is ours.
     pub loader: Option<LoaderConf>,
-    /// Whether the file that says what kind of entries there are is there.
-    pub kind: bool,
-    /// Paths of files that were being written when a power cut came.
+    /// Whether the file is there that is the same on every machine: what kind of entries there are, or GRUB's
+    /// configuration.
+    pub fixed: bool,
+    /// Paths of files that were being written when a power cut came, or belong to nothing.
     pub unfinished: Vec<String>,
 }
 
@@ -91,38 +97,6 @@ impl Observed {
     }
 }
 
-/// Looks at a boot partition.
-pub fn observe(partition: &dyn BootPartition) -> io::Result<Observed> {
-    let mut observed = Observed {
-        kind: partition.read(ENTRIES_KIND)?.is_some(),
-        loader: partition
-            .read(LOADER_CONF)?
-            .and_then(|bytes| LoaderConf::parse(&bytes)),
-        ..Observed::default()
-    };
-    for name in partition.list(ENTRIES)? {
-        if name.starts_with("bedplate-") && is_unfinished(&name) {
-            observed.unfinished.push(format!("{ENTRIES}/{name}"));
-        } else {
-            // Entries of others are theirs.
-            observed.entries.extend(name.parse::<EntryName>());
-        }
-    }
-    for name in partition.list(FILES)? {
-        if is_unfinished(&name) {
-            observed.unfinished.push(format!("{FILES}/{name}"));
-        } else {
-            observed.files.push(name);
-        }
-    }
-    Ok(observed)
-}
-
-/// Returns whether a name is that of a file while [`BootPartition::write`] writes it.
-fn is_unfinished(name: &str) -> bool {
-    name.strip_suffix(".new").is_some()
-}
-
 /// One step on the boot partition; durable before the next one begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -140,8 +114,8 @@ pub enum Operation {
         /// What it says.
         entry: BootEntry,
     },
-    /// The file that says what kind of entries there are is there.
-    Kind,
+    /// The file is there that is the same on every machine.
+    Fixed,
     /// The loader is told what boots: the commit point.
     Default(LoaderConf),
     /// A file is not there.
@@ -151,14 +125,16 @@ pub enum Operation {
     },
 }
 
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Operation {
+    /// Says what is done for a loader.
+    fn describe(&self, flavour: Loader) -> String {
+        let default = flavour.default_path();
         match self {
-            Self::Store { path, .. } => write!(f, "store {path}"),
-            Self::Entry { name, .. } => write!(f, "write {}", name.path()),
-            Self::Kind => write!(f, "write {ENTRIES_KIND}"),
-            Self::Default(conf) => write!(f, "set {LOADER_CONF} to boot {}", conf.default),
-            Self::Remove { path } => write!(f, "remove {path}"),
+            Self::Store { path, .. } => format!("store {path}"),
+            Self::Entry { name, .. } => format!("write {}", flavour.entry_path(name)),
+            Self::Fixed => format!("write {}", flavour.fixed_path()),
+            Self::Default(conf) => format!("set {default} to boot {}", conf.default),
+            Self::Remove { path } => format!("remove {path}"),
         }
     }
 }
@@ -166,11 +142,26 @@ impl fmt::Display for Operation {
 /// Steps in their order. Carrying a plan out again after a crash ends in the same state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// Whose files are changed.
+    pub flavour: Loader,
     /// The steps.
     pub operations: Vec<Operation>,
 }
 
 impl Plan {
+    fn new(observed: &Observed) -> Self {
+        Self {
+            flavour: observed.flavour,
+            operations: Vec::new(),
+        }
+    }
+
+    /// Says each step.
+    pub fn steps(&self) -> impl Iterator<Item = String> {
+        let operations = self.operations.iter();
+        operations.map(|operation| operation.describe(self.flavour))
+    }
+
     /// Returns whether everything is as it should be.
     pub fn is_empty(&self) -> bool {
         self.operations.is_empty()
@@ -179,9 +170,7 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.operations
-            .iter()
-            .try_for_each(|operation| writeln!(f, "{operation}"))
+        self.steps().try_for_each(|step| writeln!(f, "{step}"))
     }
 }
 
@@ -205,6 +194,14 @@ pub enum PlanError {
         /// The argument.
         argument: String,
     },
+    /// The loader would change a kernel argument.
+    #[error("deployment {deployment} cannot be started")]
+    Unspeakable {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// Why.
+        source: ArgumentError,
+    },
 }
 
 /// Plans that `deployment` boots next, on trial, and its base when it fails.
@@ -217,15 +214,13 @@ pub fn plan_try(
     let tried = find(record, deployment)?;
     let base = tried.base.ok_or(PlanError::NoBase(deployment))?;
     let base = find_proven(record, base)?;
-    let mut plan = Plan::default();
+    let mut plan = Plan::new(observed);
     add_reliable(&mut plan, record, observed, base, settings)?;
     let on_trial = |name: &&EntryName| name.base == Some(base.id);
     if !observed.entries_of(deployment).any(|name| on_trial(&name)) {
         add_files(&mut plan, tried);
-        plan.operations.push(Operation::Entry {
-            name: EntryName::trial(base.id, deployment, settings.tries),
-            entry: entry(record, tried, settings)?,
-        });
+        let name = EntryName::trial(base.id, deployment, settings.tries);
+        add_entry(&mut plan, record, tried, name, settings)?;
     }
     add_default(&mut plan, base.id, settings);
     // What was to be tried before is superseded. Until it is gone it sorts behind, by its version.
@@ -233,7 +228,7 @@ pub fn plan_try(
     plan.operations.extend(
         superseded
             .filter(|name| name.deployment != deployment)
-            .map(remove),
+            .map(|name| remove(observed, name)),
     );
     Ok(plan)
 }
@@ -246,14 +241,14 @@ pub fn plan_select(
     settings: &Settings,
 ) -> Result<Plan, PlanError> {
     let selected = find_proven(record, deployment)?;
-    let mut plan = Plan::default();
+    let mut plan = Plan::new(observed);
     add_reliable(&mut plan, record, observed, selected, settings)?;
     // Trials that are based on it would boot first.
     let trials = observed.entries.iter();
     plan.operations.extend(
         trials
             .filter(|name| name.base == Some(deployment))
-            .map(remove),
+            .map(|name| remove(observed, name)),
     );
     add_default(&mut plan, deployment, settings);
     Ok(plan)
@@ -270,12 +265,13 @@ pub fn plan_prove(
     settings: &Settings,
 ) -> Result<Plan, PlanError> {
     let proven = find_proven(record, deployment)?;
-    let mut plan = Plan::default();
+    let mut plan = Plan::new(observed);
     add_reliable(&mut plan, record, observed, proven, settings)?;
     add_default(&mut plan, deployment, settings);
     let trials = observed.entries_of(deployment);
+    let trials = trials.filter(|name| name.base.is_some());
     plan.operations
-        .extend(trials.filter(|name| name.base.is_some()).map(remove));
+        .extend(trials.map(|name| remove(observed, name)));
     Ok(plan)
 }
 
@@ -293,10 +289,11 @@ pub fn plan_clean(record: &Record, observed: &Observed) -> Plan {
             Some(_) => state == Some(State::Trial),
         }
     };
-    let mut plan = Plan::default();
+    let mut plan = Plan::new(observed);
     let entries = observed.entries.iter();
+    let go = entries.clone().filter(|name| !stays(name));
     plan.operations
-        .extend(entries.clone().filter(|name| !stays(name)).map(remove));
+        .extend(go.map(|name| remove(observed, name)));
     let unfinished = observed.unfinished.iter().cloned();
     plan.operations
         .extend(unfinished.map(|path| Operation::Remove { path }));
@@ -327,9 +324,9 @@ pub fn render(
     observed: &Observed,
     settings: &Settings,
 ) -> Result<Plan, PlanError> {
-    let mut plan = Plan::default();
-    if !observed.kind {
-        plan.operations.push(Operation::Kind);
+    let mut plan = Plan::new(observed);
+    if !observed.fixed {
+        plan.operations.push(Operation::Fixed);
     }
     let only = record.deployments.len() == 1;
     for deployment in &record.deployments {
@@ -450,9 +447,28 @@ fn add_reliable(
         add_files(plan, deployment);
     }
     if !observed.has(&name) {
-        let entry = entry(record, deployment, settings)?;
-        plan.operations.push(Operation::Entry { name, entry });
+        add_entry(plan, record, deployment, name, settings)?;
     }
+    Ok(())
+}
+
+fn add_entry(
+    plan: &mut Plan,
+    record: &Record,
+    deployment: &Deployment,
+    name: EntryName,
+    settings: &Settings,
+) -> Result<(), PlanError> {
+    let entry = entry(record, deployment, settings)?;
+    let line = Cmdline::parse(&entry.command_line());
+    for word in line.words() {
+        let allowed = plan.flavour.check_argument(word);
+        allowed.map_err(|source| PlanError::Unspeakable {
+            deployment: deployment.id,
+            source,
+        })?;
+    }
+    plan.operations.push(Operation::Entry { name, entry });
     Ok(())
 }
 
@@ -473,8 +489,9 @@ fn add_default(plan: &mut Plan, default: DeploymentId, settings: &Settings) {
     }));
 }
 
-fn remove(name: &EntryName) -> Operation {
-    Operation::Remove { path: name.path() }
+fn remove(observed: &Observed, name: &EntryName) -> Operation {
+    let path = observed.flavour.entry_path(name);
+    Operation::Remove { path }
 }
 
 fn find(record: &Record, id: DeploymentId) -> Result<&Deployment, PlanError> {

@@ -8,6 +8,7 @@
 //!
 //! | part | made by | from |
 //! |---|---|---|
+//! | MBR, BIOS boot partition | bedplate-boot's `grub` | the image's GRUB, for a BIOS alone |
 //! | ESP | [`esp`] | boot files, rendered by bedplate-boot from the record |
 //! | root | [`ext4`] | [`content`]: a store with one image, the record, nothing of one machine |
 //! | partition table | [`table`] | [`layout`] |
@@ -29,7 +30,7 @@ mod target;
 pub use content::ContentError;
 pub use ext4::Ext4Error;
 pub use fat_time::FatTime;
-pub use layout::{Layout, LayoutError};
+pub use layout::{Firmware, Layout, LayoutError};
 pub use plan::{
     DirectBoot, ExecuteError, InstallEvent, InstallObserver, InstallOptions, InstallPlan,
     Installed, PlanError,

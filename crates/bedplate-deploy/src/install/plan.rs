@@ -6,8 +6,10 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bedplate_boot::grub::{self, BootCode};
+use bedplate_boot::loader::Loader;
 use bedplate_boot::partition::BootPartition as _;
-use bedplate_boot::{kargs, loader_update, local_kargs, render};
+use bedplate_boot::{kargs, loader_update, render};
 use bedplate_model::record::{Deployment, LocalKargs, OtherFields, Record, State};
 use bedplate_model::{
     FileContent, ImageName, ImageSelector, ObjectId, RootDigest, Tree, human, tree,
@@ -18,16 +20,18 @@ use super::content::{self, ContentError};
 use super::esp::FatPartition;
 use super::ext4::{self, Ext4Error};
 use super::fat_time::FatTime;
-use super::layout::{ALIGN, ESP_DEFAULT, Layout, LayoutError, mib};
+use super::layout::{ALIGN, ESP_DEFAULT, Firmware, Layout, LayoutError, mib};
 use super::staging::{Staging, StagingError};
-use super::table::{self, Identifiers, TableError};
+use super::table::{self, Identifiers, SECTOR, TableError};
 use super::target::{Target, TargetError, Writing};
-use crate::bootable::{BootFile, Bootable, BootableError};
+use crate::bootable::{self, BootFile, Bootable, BootableError};
 use crate::config::LocalConfig;
 
 /// How an image is installed.
 #[derive(Clone, Debug)]
 pub struct InstallOptions {
+    /// What will start the machine.
+    pub firmware: Firmware,
     /// The size of a FILE; otherwise what the image needs, and room for one more. A disk has its own.
     pub size: Option<u64>,
     /// The size of the ESP; otherwise [`ESP_DEFAULT`].
@@ -89,7 +93,7 @@ pub struct InstallPlan<'a> {
     layout: Layout,
     identifiers: Identifiers,
     content: Content,
-    loader: BootFile,
+    loader: LoaderCode,
     boot: render::Plan,
     allow_unsealed: bool,
     written: FatTime,
@@ -97,6 +101,15 @@ pub struct InstallPlan<'a> {
 
 /// Where the loader lies on the ESP: where firmware looks on any disk, and where its own tools do.
 const LOADER_PATHS: [&str; 2] = [loader_update::REMOVABLE, loader_update::PRIMARY];
+
+/// The loader itself, which comes from the image.
+#[derive(Debug)]
+enum LoaderCode {
+    /// For UEFI: a file on the ESP.
+    SystemdBoot(BootFile),
+    /// For a BIOS: outside of any file system.
+    Grub(Box<BootCode>),
+}
 
 /// What the root will hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,16 +176,8 @@ impl<'a> InstallPlan<'a> {
         };
         let tree = store.tree(&image.root)?;
         let bootable = Bootable::read(store, &tree)?;
-        let loader = bootable.loader.clone().ok_or(PlanError::NoLoader)?;
         if let Some(argument) = options.kargs.iter().find(|text| !kargs::is_argument(text)) {
             return Err(PlanError::Karg(argument.clone()));
-        }
-        if let Some(argument) = options
-            .kargs
-            .iter()
-            .find(|text| local_kargs::is_owned(text))
-        {
-            return Err(PlanError::OwnKarg(argument.clone()));
         }
 
         // 2. Where it goes.
@@ -192,9 +197,10 @@ impl<'a> InstallPlan<'a> {
             Target::Disk { size } => size,
             Target::File => options
                 .size
-                .unwrap_or_else(|| Layout::needed(esp, 2 * content.disk)),
+                .unwrap_or_else(|| Layout::needed(options.firmware, esp, 2 * content.disk)),
         };
-        let layout = Layout::new(size, esp, content.disk)?;
+        let layout = Layout::new(options.firmware, size, esp, content.disk)?;
+        let loader = LoaderCode::of(store, &tree, &bootable, &layout)?;
 
         // 3. The machine's first record.
         let deployment = Deployment {
@@ -229,7 +235,11 @@ impl<'a> InstallPlan<'a> {
             unsealed_allowed: options.allow_unsealed,
             ..render::Settings::default()
         };
-        let boot = render::render(&record, &render::Observed::default(), &settings)?;
+        let nothing = render::Observed {
+            flavour: loader.flavour(),
+            ..render::Observed::default()
+        };
+        let boot = render::render(&record, &nothing, &settings)?;
         Ok(Self {
             store,
             path: path.to_owned(),
@@ -288,6 +298,7 @@ impl<'a> InstallPlan<'a> {
         let mut writing = Writing::begin(&self.path, self.target, self.layout.size)?;
 
         observer.on(InstallEvent::BootPartition);
+        self.write_core(&writing.disk)?;
         self.write_esp(&writing.disk)?;
 
         observer.on(InstallEvent::Content {
@@ -323,7 +334,11 @@ impl<'a> InstallPlan<'a> {
         )?;
 
         observer.on(InstallEvent::Table);
-        table::write(&mut writing.disk, &self.layout, &self.identifiers)?;
+        let code = match &self.loader {
+            LoaderCode::SystemdBoot(_) => None,
+            LoaderCode::Grub(code) => Some(&code.mbr),
+        };
+        table::write(&mut writing.disk, &self.layout, &self.identifiers, code)?;
         writing.finish()?;
         Ok(Installed {
             deployment: self.deployment().clone(),
@@ -332,16 +347,56 @@ impl<'a> InstallPlan<'a> {
     }
 }
 
+impl LoaderCode {
+    /// Takes the loader out of the image.
+    fn of(
+        store: &Store,
+        tree: &Tree,
+        bootable: &Bootable,
+        layout: &Layout,
+    ) -> Result<Self, PlanError> {
+        let Some(bios_boot) = layout.bios_boot else {
+            let loader = bootable.loader.clone().ok_or(PlanError::NoLoader)?;
+            return Ok(Self::SystemdBoot(loader));
+        };
+        let place = grub::Place {
+            first_sector: bios_boot.start / SECTOR,
+            boot_partition: layout.esp_number(),
+        };
+        let read = |name: &str| bootable::grub_file(store, tree, name);
+        Ok(Self::Grub(Box::new(grub::boot_code(&read, place)?)))
+    }
+
+    const fn flavour(&self) -> Loader {
+        match self {
+            Self::SystemdBoot(_) => Loader::SystemdBoot,
+            Self::Grub(_) => Loader::Grub,
+        }
+    }
+}
+
 impl InstallPlan<'_> {
+    /// Writes GRUB's core image, for a BIOS.
+    fn write_core(&self, disk: &File) -> Result<(), ExecuteError> {
+        use std::os::unix::fs::FileExt as _;
+        if let (LoaderCode::Grub(code), Some(bios_boot)) = (&self.loader, self.layout.bios_boot) {
+            disk.write_all_at(&code.core, bios_boot.start)
+                .map_err(ExecuteError::Core)?;
+        }
+        Ok(())
+    }
+
     /// Writes the ESP: the loader, and what is rendered from the record.
     fn write_esp(&self, disk: &File) -> Result<(), ExecuteError> {
         let mut partition =
             FatPartition::format(disk, self.layout.esp, self.identifiers.esp_serial)
                 .map_err(ExecuteError::Esp)?;
-        for path in LOADER_PATHS {
-            partition
-                .write(path, &self.loader.bytes)
-                .map_err(ExecuteError::Esp)?;
+        if let LoaderCode::SystemdBoot(loader) = &self.loader {
+            for path in LOADER_PATHS {
+                partition
+                    .write(path, &loader.bytes)
+                    .map_err(ExecuteError::Esp)?;
+            }
         }
         let files = [&self.bootable.vmlinuz, &self.bootable.initramfs];
         render::execute(&self.boot, &mut partition, &|wanted| {
@@ -444,21 +499,36 @@ impl fmt::Display for InstallPlan<'_> {
         writeln!(f, "  arguments    {}", deployment.kargs.join(" "))?;
         writeln!(f, "  upgrades     {}", Upgrades(&deployment.image))?;
         writeln!(f, "Partitions of {} in all", mib(self.layout.size))?;
-        for (name, kind, region) in [
+        let bios_boot = self.layout.bios_boot;
+        let bios_boot = bios_boot.map(|region| ("bios-boot", "GRUB", region));
+        let others = [
             ("esp", "FAT32", self.layout.esp),
             ("bedplate-root", "ext4, fs-verity", self.layout.root),
-        ] {
+        ];
+        for (name, kind, region) in bios_boot.into_iter().chain(others) {
             let at = format!("{} at {}", mib(region.length), mib(region.start));
             writeln!(f, "  {name:<14} {kind:<16} {at}")?;
         }
         writeln!(f, "  root file system {}", self.identifiers.root)?;
-        writeln!(f, "Boot partition")?;
-        for path in LOADER_PATHS {
-            let size = human::bytes(self.loader.bytes.len() as u64);
-            writeln!(f, "  write {path} ({size})")?;
+        match &self.loader {
+            LoaderCode::SystemdBoot(loader) => {
+                writeln!(f, "Boot partition")?;
+                for path in LOADER_PATHS {
+                    let size = human::bytes(loader.bytes.len() as u64);
+                    writeln!(f, "  write {path} ({size})")?;
+                }
+            }
+            LoaderCode::Grub(code) => {
+                let size = human::bytes(code.core.len() as u64);
+                writeln!(
+                    f,
+                    "Loader\n  write GRUB into the MBR and bios-boot ({size})"
+                )?;
+                writeln!(f, "Boot partition")?;
+            }
         }
-        for operation in &self.boot.operations {
-            writeln!(f, "  {operation}")?;
+        for step in self.boot.steps() {
+            writeln!(f, "  {step}")?;
         }
         let seal = if self.allow_unsealed {
             "objects may stay unsealed"
@@ -515,12 +585,12 @@ pub enum PlanError {
     /// The image has no boot loader.
     #[error("the image has no /{}", bedplate_model::layout::SYSTEMD_BOOT)]
     NoLoader,
+    /// The image has no boot loader for a BIOS, or a strange one.
+    #[error(transparent)]
+    Grub(#[from] grub::BuildError),
     /// A kernel argument that is none.
     #[error("`{0}` is not one kernel argument")]
     Karg(String),
-    /// A kernel argument that names root or deployment.
-    #[error("`{0}` names the root or the deployment, which is bedplate's to say")]
-    OwnKarg(String),
     /// The target cannot be used.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -552,6 +622,9 @@ pub enum ExecuteError {
     /// The ESP could not be written.
     #[error("cannot write the EFI system partition")]
     Esp(#[source] io::Error),
+    /// GRUB could not be written.
+    #[error("cannot write the BIOS boot partition")]
+    Core(#[source] io::Error),
     /// The boot files could not be written.
     #[error(transparent)]
     Boot(#[from] render::ExecuteError),

@@ -20,6 +20,9 @@ pub const SECTOR: u64 = 512;
 /// The type of the EFI system partition.
 pub const ESP_TYPE: Uuid = Uuid::from_u128(0xc12a_7328_f81f_11d2_ba4b_00a0_c93e_c93b);
 
+/// The type of the partition that GRUB's core image lies in.
+pub const BIOS_BOOT_TYPE: Uuid = Uuid::from_u128(0x2168_6148_6449_6e6f_744e_6565_6445_4649);
+
 /// The type of the root partition on x86-64.
 pub const ROOT_X86_64_TYPE: Uuid = Uuid::from_u128(0x4f68_bce3_e8cd_4db1_96e7_fbca_f984_b709);
 
@@ -31,6 +34,8 @@ const GROW_FILE_SYSTEM: u64 = 1 << 59;
 pub struct Identifiers {
     /// The disk.
     pub disk: Uuid,
+    /// The BIOS boot partition's entry in the partition table.
+    pub bios_partition: Uuid,
     /// The ESP's entry in the partition table.
     pub esp_partition: Uuid,
     /// The serial number of the ESP's file system.
@@ -63,6 +68,7 @@ impl Identifiers {
         };
         Self {
             disk: derive("disk"),
+            bios_partition: derive("bios-partition"),
             esp_partition: derive("esp-partition"),
             esp_serial: derive("esp-serial").as_fields().0,
             root_partition: derive("root-partition"),
@@ -72,23 +78,32 @@ impl Identifiers {
     }
 }
 
-/// Writes the protective MBR and both copies of the table, and waits until they are on the disk.
+/// Writes the protective MBR, with `code` where a BIOS starts the disk, and both copies of the table, and waits
+/// until they are on the disk.
 pub fn write(
     disk: &mut File,
     layout: &Layout,
     identifiers: &Identifiers,
+    code: Option<&[u8; 440]>,
 ) -> Result<(), TableError> {
     let sectors = layout.size / SECTOR;
     // The protective entry counts the sectors after its own, and stops counting at 32 bits.
     let protected = u32::try_from(sectors - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(protected)
-        .overwrite_lba0(disk)
+    let mut mbr = ProtectiveMBR::with_lb_size(protected);
+    if let Some(code) = code {
+        mbr.set_bootcode(*code);
+    }
+    mbr.overwrite_lba0(disk)
         .map_err(|error| TableError::Mbr(io::Error::other(error)))?;
 
     let mut table = GptConfig::new()
         .writable(true)
         .create_from_device(&mut *disk, Some(identifiers.disk))?;
-    let partitions = [
+    let bios_boot = layout.bios_boot.map(|region| {
+        let id = identifiers.bios_partition;
+        partition(BIOS_BOOT_TYPE, id, region, 0, "bios-boot")
+    });
+    let others = [
         partition(ESP_TYPE, identifiers.esp_partition, layout.esp, 0, "esp"),
         partition(
             ROOT_X86_64_TYPE,
@@ -98,6 +113,7 @@ pub fn write(
             "bedplate-root",
         ),
     ];
+    let partitions = bios_boot.into_iter().chain(others);
     table.update_partitions((1..).zip(partitions).collect())?;
     table.write()?;
     disk.sync_all().map_err(TableError::Sync)
@@ -134,15 +150,15 @@ pub enum TableError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::install::layout::ESP_MIN;
+    use crate::install::layout::{ESP_MIN, Firmware};
 
     #[test]
     fn a_table_reads_back_as_it_was_written() {
         let mut file = tempfile::tempfile().unwrap();
-        let layout = Layout::new(128 << 20, ESP_MIN, 1 << 20).unwrap();
+        let layout = Layout::new(Firmware::Uefi, 128 << 20, ESP_MIN, 1 << 20).unwrap();
         file.set_len(layout.size).unwrap();
         let identifiers = Identifiers::from_seed(Uuid::from_u128(7));
-        write(&mut file, &layout, &identifiers).unwrap();
+        write(&mut file, &layout, &identifiers, None).unwrap();
 
         let table = GptConfig::new()
             .only_valid_headers(true)
@@ -155,6 +171,36 @@ mod tests {
         assert_eq!(root.first_lba * SECTOR, layout.root.start);
         assert_eq!((root.last_lba + 1) * SECTOR, layout.root.end());
         assert_eq!(root.flags, GROW_FILE_SYSTEM);
+    }
+
+    #[test]
+    fn a_bios_has_its_code_and_its_partition_before_the_others() {
+        use std::os::unix::fs::FileExt as _;
+        let mut file = tempfile::tempfile().unwrap();
+        let layout = Layout::new(Firmware::Bios, 128 << 20, ESP_MIN, 1 << 20).unwrap();
+        file.set_len(layout.size).unwrap();
+        let identifiers = Identifiers::from_seed(Uuid::from_u128(7));
+        write(&mut file, &layout, &identifiers, Some(&[7; 440])).unwrap();
+        let mut sector = [0; 512];
+        file.read_exact_at(&mut sector, 0).unwrap();
+        assert_eq!(
+            (&sector[..440], &sector[510..]),
+            (&[7; 440][..], &[0x55, 0xaa][..])
+        );
+
+        let table = GptConfig::new().open_from_device(file).unwrap();
+        let types = [BIOS_BOOT_TYPE, ESP_TYPE, ROOT_X86_64_TYPE];
+        let found = table
+            .partitions()
+            .values()
+            .map(|part| part.part_type_guid.guid);
+        assert!(found.eq(types));
+        assert_eq!(
+            table.partitions()[&layout.esp_number()].part_type_guid.guid,
+            ESP_TYPE
+        );
+        assert_eq!(table.partitions()[&1].first_lba, 2048);
+        assert_eq!(table.partitions()[&1].last_lba, 4095);
     }
 
     #[test]

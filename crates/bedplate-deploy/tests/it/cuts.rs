@@ -5,9 +5,9 @@ use bedplate_boot::local_kargs::Edit;
 use bedplate_deploy::{Finalized, Staging};
 use bedplate_model::record::{DeploymentId, State};
 
-use crate::kargs::change;
-use crate::life::{stage, upgrade};
-use crate::simulated::{FIRST, Simulated, name};
+use super::kargs::change;
+use super::life::{stage, upgrade};
+use super::simulated::{FIRST, Simulated, name};
 
 /// More writes than any verb makes.
 const MANY: u32 = 200;
@@ -279,7 +279,7 @@ fn an_entry_that_the_loader_loses_while_counting_is_a_failed_trial() {
     let mut machine = Simulated::proven();
     let id = stage(&machine, 2);
     machine.with(|m| m.finalize(&machine.store)).unwrap();
-    machine.lose(&format!("loader/entries/bedplate-{FIRST}-{id}+3.conf"));
+    machine.lose(&format!("bedplate-{FIRST}-{id}+3.conf"));
     assert_eq!(machine.boot(), FIRST);
     machine.with(|m| m.prove(&machine.store, &[])).unwrap();
     assert_eq!(machine.record().deployment(id).unwrap().state, State::Bad);

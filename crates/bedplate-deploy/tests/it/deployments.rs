@@ -6,8 +6,8 @@ use bedplate_deploy::rollback::RollbackError;
 use bedplate_deploy::undeploy::UndeployError;
 use bedplate_model::record::{DeploymentId, State};
 
-use crate::life::{stage, upgrade};
-use crate::simulated::{FIRST, Simulated};
+use super::life::{stage, upgrade};
+use super::simulated::{FIRST, Simulated};
 
 /// Upgrades to a version that proves itself.
 fn upgraded(machine: &mut Simulated, version: u8) -> DeploymentId {

@@ -8,8 +8,8 @@ use bedplate_deploy::Finalized;
 use bedplate_model::layout;
 use bedplate_model::record::{DeploymentId, EtcMode};
 
-use crate::life::{stage, upgrade};
-use crate::simulated::{FIRST, Simulated};
+use super::life::{stage, upgrade};
+use super::simulated::{FIRST, Simulated};
 
 /// The names in a directory.
 fn names(directory: &Path) -> Vec<String> {
@@ -80,9 +80,9 @@ fn an_etc_that_keeps_nothing_is_made_by_early_boot_alone() {
         let second = upgrade(&mut machine, 2);
         assert!(!machine.etc(second).exists() && !layer(&machine, second).exists());
         let entry = machine.read(&format!(
-            "loader/entries/bedplate-{FIRST}-{second}+2-1.conf"
+            "bedplate-{FIRST}-{second}+2-1.conf"
         ));
-        assert!(entry.contains(&format!(" bedplate.etc={mode}")), "{entry}");
+        assert!(entry.contains(&format!("bedplate.etc={mode}")), "{entry}");
         machine.with(|m| m.prove(&machine.store, &[])).unwrap();
 
         // Back to one that keeps changes: there are none to merge, so it begins with the image's.

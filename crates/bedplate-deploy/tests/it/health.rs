@@ -9,8 +9,8 @@ use bedplate_deploy::config::HealthConfig;
 use bedplate_deploy::health::{self, Healing, Kind, StayReason, Unit, Units};
 use bedplate_model::record::State;
 
-use crate::life::upgrade;
-use crate::simulated::{FIRST, Simulated};
+use super::life::upgrade;
+use super::simulated::{FIRST, Simulated};
 
 /// A service manager that says one thing after the other, and then the last one for ever.
 struct Told(RefCell<Vec<Vec<Unit>>>);

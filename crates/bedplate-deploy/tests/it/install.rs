@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bedplate_deploy::install::{
-    ExecuteError, Identifiers, InstallOptions, InstallPlan, PlanError, TargetError,
+    ExecuteError, Firmware, Identifiers, InstallOptions, InstallPlan, PlanError, TargetError,
 };
 use bedplate_model::{ImageName, RuleSet};
 use bedplate_store::{RefTarget, Store, scan};
@@ -24,9 +24,17 @@ struct Fixture {
 impl Fixture {
     /// Makes a store with one image that has what a boot needs, and some files besides.
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// Makes one without some of its files.
+    fn with(missing: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("root");
         let put = |path: &str, bytes: &[u8]| {
+            if missing.iter().any(|name| path.ends_with(name)) {
+                return;
+            }
             let path = root.join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
@@ -37,6 +45,9 @@ impl Fixture {
             "usr/lib/systemd/boot/efi/systemd-bootx64.efi",
             &vec![3; 90_000],
         );
+        for (name, bytes) in grub_files() {
+            put(&format!("usr/lib/grub/i386-pc/{name}"), &bytes);
+        }
         put(
             "usr/lib/os-release",
             b"PRETTY_NAME=\"Test OS 1\"\nVERSION_ID=1\n",
@@ -76,8 +87,60 @@ impl Fixture {
     }
 }
 
+/// Files that look like GRUB's where somebody looks.
+fn grub_files() -> Vec<(String, Vec<u8>)> {
+    let sector = |at: usize, bytes: &[u8]| {
+        let mut sector = vec![0; 512];
+        sector[at..at + bytes.len()].copy_from_slice(bytes);
+        sector
+    };
+    let mut boot = sector(0x5c, b"\x01\0\0\0\0\0\0\0\xff\xfa\xeb");
+    boot[510..].copy_from_slice(b"\x55\xaa");
+    let mut kernel = sector(0, b"\x7fELF\x01\x01");
+    let fields = [(16, 0x0003_0002), (28, 52), (42, 0x0001_0020)];
+    let segment = [1, 256, 0x9000, 0x9000, 256];
+    let segment = segment.into_iter().enumerate();
+    for (at, value) in fields
+        .into_iter()
+        .chain(segment.map(|(field, value)| (52 + 4 * field, value)))
+    {
+        let value: u32 = value;
+        kernel[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    let modules = [
+        "biosdisk",
+        "part_gpt",
+        "fat",
+        "normal",
+        "configfile",
+        "loadenv",
+        "regexp",
+        "test",
+        "linux",
+        "boot",
+        "minicmd",
+        "keystatus",
+        "reboot",
+    ];
+    let list = modules.map(|name| format!("{name}:\n")).concat();
+    let fixed = [
+        ("boot.img", boot),
+        (
+            "diskboot.img",
+            sector(500, b"\x02\0\0\0\0\0\0\0\0\0\x20\x08"),
+        ),
+        ("lzma_decompress.img", vec![0; 2848]),
+        ("kernel.img", kernel),
+        ("moddep.lst", list.into_bytes()),
+    ];
+    let fixed = fixed.map(|(name, bytes)| (name.to_owned(), bytes));
+    let modules = modules.map(|name| (format!("{name}.mod"), name.repeat(100).into_bytes()));
+    fixed.into_iter().chain(modules).collect()
+}
+
 fn options() -> InstallOptions {
     InstallOptions {
+        firmware: Firmware::Uefi,
         size: None,
         esp_size: Some(ESP),
         upgrade_from: None,
@@ -214,6 +277,103 @@ fn a_file_becomes_a_disk_that_other_tools_find_sound() {
     assert!(image.contains("User:     0   Group:     0"), "{image}");
     let objects = tool("debugfs", &["-R", "ls -l /bedplate/store/objects", root]);
     assert!(objects.lines().count() > 10, "{objects}");
+}
+
+#[test]
+fn a_disk_for_a_bios_has_its_loader_before_the_partitions_of_any_other() {
+    let fixture = Fixture::new();
+    let disk = fixture.path("disk.img");
+    let bios = InstallOptions {
+        firmware: Firmware::Bios,
+        ..options()
+    };
+    let plan = fixture.plan(&disk, &bios).unwrap();
+    let shown = plan.to_string();
+    for wanted in [
+        "bios-boot      GRUB             1 MiB at 1 MiB",
+        "write GRUB into the MBR and bios-boot",
+        "write bedplate/grub.cfg",
+        "set bedplate/grubenv to boot",
+    ] {
+        assert!(shown.contains(wanted), "{wanted} in\n{shown}");
+    }
+    assert!(!shown.contains("systemd"), "{shown}");
+    let installed = plan.execute(false, &mut ()).unwrap();
+
+    let path = disk.to_str().unwrap();
+    let said = tool("sgdisk", &["-v", path]);
+    assert!(said.contains("No problems found"), "{said}");
+    let said = tool("sgdisk", &["-i", "1", path]);
+    assert!(
+        said.contains("21686148-6449-6E6F-744E-656564454649"),
+        "{said}"
+    );
+    let first = fixture.path("first");
+    part(&disk, 0, 2 << 20, &first);
+    let first = fs::read(first).unwrap();
+    assert_eq!(
+        first[0x5c..0x64],
+        2048u64.to_le_bytes(),
+        "the partition's first sector"
+    );
+    assert_eq!(
+        first[(1 << 20) + 500..][..8],
+        2049u64.to_le_bytes(),
+        "and the next"
+    );
+
+    let esp = fixture.path("esp.img");
+    part(&disk, 2, ESP, &esp);
+    let esp = esp.to_str().unwrap();
+    tool("fsck.vfat", &["-n", esp]);
+    let listed = tool("mdir", &["-/", "-b", "-i", esp, "::"]);
+    let id = installed.deployment.id;
+    let entry = format!("bedplate/entries/bedplate-{id}.cfg");
+    for wanted in ["bedplate/grub.cfg", "bedplate/grubenv", &entry] {
+        assert!(listed.contains(wanted), "{wanted} in\n{listed}");
+    }
+    assert!(!listed.contains("loader"), "{listed}");
+    let environment = tool("mtype", &["-i", esp, "::bedplate/grubenv"]);
+    assert_eq!(environment.len(), 512);
+    assert!(
+        environment.contains(&format!("\nbedplate_default={id}\n")),
+        "{environment}"
+    );
+    let entry = tool("mtype", &["-i", esp, &format!("::{entry}")]);
+    let wanted = format!(
+        "'quiet' 'root=UUID={}' 'bedplate.deployment={id}'",
+        bios.identifiers.root
+    );
+    assert!(entry.contains(&wanted), "{wanted} in\n{entry}");
+}
+
+#[test]
+fn an_image_without_the_loader_is_refused_for_what_it_lacks_it_for() {
+    for (missing, firmware, expected) in [
+        ("systemd-bootx64.efi", Firmware::Uefi, "systemd-bootx64.efi"),
+        (
+            "fat.mod",
+            Firmware::Bios,
+            "the image has no GRUB for a BIOS: /usr/lib/grub/i386-pc/{fat.mod} is missing \
+             (Debian: grub-pc-bin)",
+        ),
+    ] {
+        let fixture = Fixture::with(&[missing]);
+        let disk = fixture.path("disk.img");
+        for wanted in [Firmware::Uefi, Firmware::Bios] {
+            let options = InstallOptions {
+                firmware: wanted,
+                ..options()
+            };
+            match fixture.plan(&disk, &options) {
+                Ok(_) => assert_ne!(wanted, firmware),
+                Err(error) => {
+                    assert_eq!(wanted, firmware);
+                    assert!(error.to_string().contains(expected), "{error}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Kernel arguments of a machine: they go on trial, heal, and outlive upgrades.
 
+use bedplate_boot::loader::Loader;
 use bedplate_boot::local_kargs::{Edit, EditError};
 use bedplate_deploy::kargs::{KargsError, Outcome, Source};
+use bedplate_deploy::stage::StageError;
 use bedplate_deploy::{Finalized, Staged, Staging};
 use bedplate_model::record::{DeploymentId, State};
 
-use crate::life::{stage, upgrade};
-use crate::simulated::{FIRST, Simulated, name};
+use super::life::{stage, upgrade};
+use super::simulated::{FIRST, Simulated, name};
 
 fn appending(argument: &str) -> Edit {
     Edit {
@@ -63,6 +65,25 @@ fn two_deployments_of_one_image_differ_in_their_arguments() {
         .with(|m| m.undeploy(&machine.store, &first))
         .unwrap();
     assert_eq!(machine.boot(), second);
+}
+
+#[test]
+fn an_argument_that_the_loader_would_change_is_refused_before_anything_is_staged() {
+    let machine = Simulated::proven();
+    let wanted = appending(r"a=\x20");
+    let changed = machine.with(|m| m.change_kargs(&machine.store, &wanted));
+    match super::LOADER {
+        Loader::SystemdBoot => assert!(matches!(
+            changed.unwrap().outcome,
+            Outcome::Staged { .. }
+        )),
+        Loader::Grub => {
+            let error = changed.unwrap_err();
+            let expected = matches!(error, KargsError::Stage(StageError::Argument(_)));
+            assert!(expected, "{error}");
+            assert_eq!(machine.record().deployments.len(), 1);
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use bedplate_deploy::stage::StageError;
 use bedplate_deploy::{Finalized, Staged, Staging, record_file};
 use bedplate_model::record::{DeploymentId, State};
 
-use crate::simulated::{FIRST, Simulated, name};
+use super::simulated::{FIRST, Simulated, name};
 
 /// Stages a version of the image.
 pub(crate) fn stage(machine: &Simulated, version: u8) -> DeploymentId {

@@ -13,9 +13,11 @@ use std::rc::Rc;
 
 use bedplate_boot::cmdline::{self, Cmdline};
 use bedplate_boot::entry::{BootEntry, EntryName};
+use bedplate_boot::grub::{self, Environment, Trial};
+use bedplate_boot::loader::Loader;
 use bedplate_boot::loader_conf::{LoaderConf, SECTOR};
 use bedplate_boot::partition::BootPartition;
-use bedplate_boot::render::{self, Settings};
+use bedplate_boot::render::{self, Observed, Settings};
 use bedplate_deploy::bootable::Bootable;
 use bedplate_deploy::config::{HealthConfig, KeepConfig, LocalConfig};
 use bedplate_deploy::events::Actor;
@@ -29,7 +31,9 @@ use bedplate_store::{RefTarget, Store};
 use bedplate_sys::mount::Access;
 use bedplate_sys::space::Space;
 
-type Files = BTreeMap<String, Vec<u8>>;
+use super::LOADER;
+
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 /// How many writes can still happen; `None` is as many as are wanted.
 #[derive(Clone, Default)]
@@ -194,7 +198,10 @@ impl Simulated {
         .unwrap();
         fs::write(root.join(layout::RECORD_NEXT), record_file::EMPTY_SLOT).unwrap();
         let mut partition = machine.memory();
-        let observed = render::observe(&partition).unwrap();
+        let observed = Observed {
+            flavour: LOADER,
+            ..Observed::default()
+        };
         let plan = render::render(&record, &observed, &Settings::default()).unwrap();
         let contents = |wanted: &bedplate_model::Sha256| {
             let files = [&bootable.vmlinuz, &bootable.initramfs];
@@ -340,19 +347,30 @@ impl Simulated {
 
     /// Returns the names of entries on the boot partition.
     pub(crate) fn entries(&self) -> Vec<String> {
-        self.memory().list("loader/entries").unwrap()
+        let observed = render::observe(&self.memory()).unwrap();
+        let mut names: Vec<_> = observed.entries.iter().map(ToString::to_string).collect();
+        names.sort();
+        names
     }
 
-    /// Reads a file of the boot partition.
-    pub(crate) fn read(&self, path: &str) -> String {
-        let bytes = self.boot.borrow()[path].clone();
+    /// Returns everything on the boot partition.
+    #[allow(dead_code, reason = "asked for with one of the loaders")]
+    pub(crate) fn boot_files(&self) -> Files {
+        self.boot.borrow().clone()
+    }
+
+    /// Reads the entry of this name.
+    pub(crate) fn read(&self, name: &str) -> String {
+        let path = LOADER.entry_path(&name.parse().unwrap());
+        let bytes = self.boot.borrow()[&path].clone();
         String::from_utf8(bytes).unwrap()
     }
 
-    /// Lets the boot partition lose a file.
-    pub(crate) fn lose(&self, path: &str) {
+    /// Lets the boot partition lose the entry of this name.
+    pub(crate) fn lose(&self, name: &str) {
+        let path = LOADER.entry_path(&name.parse().unwrap());
         assert!(
-            self.boot.borrow_mut().remove(path).is_some(),
+            self.boot.borrow_mut().remove(&path).is_some(),
             "{path} was there"
         );
     }
@@ -360,7 +378,11 @@ impl Simulated {
     /// Powers on: the loader chooses, and early boot tells what was booted.
     pub(crate) fn boot(&mut self) -> DeploymentId {
         self.power.leave(None);
-        let id = choose(&mut self.boot.borrow_mut()).expect("something boots");
+        let id = match LOADER {
+            Loader::SystemdBoot => choose(&mut self.boot.borrow_mut()),
+            Loader::Grub => choose_as_grub(&mut self.boot.borrow_mut()),
+        }
+        .expect("something boots");
         let record = self.record();
         let deployment = record.deployment(id).expect("what boots is in the record");
         assert!(
@@ -447,14 +469,47 @@ fn choose(files: &mut Files) -> Option<DeploymentId> {
         );
     }
     if let Some(tries) = name.tries {
-        let bytes = files.get(&name.path())?.clone();
+        let path = |name: &EntryName| LOADER.entry_path(name);
+        let bytes = files.get(&path(name))?.clone();
         let counted = EntryName {
             tries: Some(tries.tried()),
             ..*name
         };
-        files.remove(&name.path());
-        files.insert(counted.path(), bytes);
+        files.remove(&path(name));
+        files.insert(path(&counted), bytes);
     }
     let line = Cmdline::parse(&entry.command_line());
     line.value(cmdline::DEPLOYMENT)?.parse().ok()
+}
+
+/// Does what our configuration of GRUB says: the trial, where it has tries and its base is the default, counted
+/// in the sector before it is loaded; else the default.
+fn choose_as_grub(files: &mut Files) -> Option<DeploymentId> {
+    assert_eq!(files[grub::CONFIG], grub::CONFIG_TEXT.as_bytes());
+    let environment = Environment::parse(&files[grub::ENVIRONMENT])?;
+    let default = environment.loader.default;
+    let hopeful = |trial: &Trial| {
+        let there = files.contains_key(&LOADER.entry_path(&trial.name()));
+        trial.base == default && trial.left > 0 && there
+    };
+    let mut name = EntryName::proven(default);
+    if let Some(trial) = environment.trial.filter(hopeful) {
+        name = trial.name();
+        let counted = Environment {
+            trial: Some(Trial {
+                left: trial.left - 1,
+                done: trial.done + 1,
+                ..trial
+            }),
+            ..environment
+        };
+        files.insert(grub::ENVIRONMENT.to_owned(), counted.to_sector().to_vec());
+    }
+    let text = String::from_utf8(files.get(&LOADER.entry_path(&name))?.clone()).unwrap();
+    let words: Vec<&str> = text.split('\'').collect();
+    for path in words.iter().filter_map(|word| word.strip_prefix("/EFI/")) {
+        assert!(files.contains_key(&format!("EFI/{path}")), "{path} is there");
+    }
+    let key = format!("{}=", cmdline::DEPLOYMENT);
+    words.iter().find_map(|word| word.strip_prefix(&key))?.parse().ok()
 }

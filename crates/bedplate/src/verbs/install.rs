@@ -1,12 +1,14 @@
 //! `install`: an image becomes a disk that boots. The plan is printed first.
 
 use anyhow::Context as _;
+use bedplate_boot::local_kargs;
 use bedplate_deploy::install::{
-    Identifiers, InstallEvent, InstallObserver, InstallOptions, InstallPlan,
+    Firmware, Identifiers, InstallEvent, InstallObserver, InstallOptions, InstallPlan,
 };
 
 use crate::Answer;
-use crate::cli::{Install, ToDisk};
+use crate::blame::Refusal;
+use crate::cli::{Boot, Install, ToDisk};
 use crate::context::Context;
 use crate::render::progress::Progress;
 
@@ -24,8 +26,23 @@ fn to_disk(arguments: &ToDisk, context: &mut Context<'_>) -> anyhow::Result<Answ
             arguments.target.display()
         )
     };
+    if let Some(argument) = arguments
+        .kargs
+        .iter()
+        .find(|one| local_kargs::is_owned(one))
+    {
+        return Err(Refusal::usage(
+            format!("`{argument}` names the root or the deployment, which is bedplate's to say"),
+            "other arguments are taken as they are",
+        )
+        .into());
+    }
     let store = context.store()?;
     let options = InstallOptions {
+        firmware: match arguments.boot {
+            Boot::Uefi => Firmware::Uefi,
+            Boot::Bios => Firmware::Bios,
+        },
         size: arguments.size,
         esp_size: arguments.esp_size,
         upgrade_from: arguments.target_image.clone(),

@@ -64,6 +64,7 @@ fn draw(out: &mut dyn Write, status: &Status, now: i64) -> io::Result<()> {
         room(&status.root),
         room(&status.boot)
     )?;
+    writeln!(out, "Loader: {}", status.loader)?;
     writeln!(
         out,
         "Watchdog: {}",

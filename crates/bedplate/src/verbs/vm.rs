@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bedplate_boot::guest::{CONSOLE, FLAG, FromGuest, TO_GUEST_MAX, ToGuest};
-use bedplate_deploy::install::{Identifiers, InstallOptions, InstallPlan};
+use bedplate_deploy::install::{self, Identifiers, InstallOptions, InstallPlan};
 use bedplate_model::ImageSelector;
 use bedplate_store::{Found, Store};
 use bedplate_sys::signals;
@@ -238,6 +238,7 @@ fn make_disk(
     kargs.extend(arguments.kargs.iter().cloned());
     kargs.push(flag);
     let options = InstallOptions {
+        firmware: install::Firmware::Uefi,
         size: arguments.disk,
         esp_size: None,
         upgrade_from: match &found.name {
