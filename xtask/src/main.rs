@@ -32,6 +32,7 @@ mod fuzz;
 mod images;
 mod namespace;
 mod packages;
+mod power_cut;
 mod programs;
 mod registry;
 mod run;
@@ -95,6 +96,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         "crash" => trial::run(trial::Trial::Crash, rest),
         "faults" => trial::run(trial::Trial::Faults, rest),
         "fuzz" => fuzz::run(rest),
+        "power-cut" => power_cut::run(rest),
         "vm" => vm::run(rest),
         "images" => images::run(rest),
         unknown => bail!("there is no verb `{unknown}`; `cargo xtask --help` lists them"),

@@ -13,6 +13,7 @@
 mod broken;
 mod narrator;
 mod people;
+pub(crate) mod recorded;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,9 @@ use people::Person;
 /// What the image is called in a registry, and which of its tags the machine follows.
 const REPOSITORY: &str = "demo/os";
 const FOLLOWED: &str = "stable";
+
+/// The image that the machine follows, in its registry.
+pub(crate) const IMAGE: &str = "demo/os:stable";
 
 /// What the disk has room for at the machine's first boot; the image file is made smaller.
 const DISK_SIZE: u64 = 5 << 30;
