@@ -53,7 +53,9 @@ pub fn choose(partition: &dyn BootPartition) -> Result<Chosen> {
             continue;
         };
         let path = format!("{ENTRIES}/{file}");
-        let bytes = partition.read(&path).with_context(|| format!("reading {path}"))?;
+        let bytes = partition
+            .read(&path)
+            .with_context(|| format!("reading {path}"))?;
         let bytes = bytes.with_context(|| format!("{path} is listed and not there"))?;
         let Some(entry) = std::str::from_utf8(&bytes)
             .ok()
@@ -68,7 +70,10 @@ pub fn choose(partition: &dyn BootPartition) -> Result<Chosen> {
         entries.push(Chosen { name, entry });
     }
     entries.sort_by_key(|Chosen { name, entry }| {
-        let version = entry.version.as_deref().and_then(|text| text.parse::<u64>().ok());
+        let version = entry
+            .version
+            .as_deref()
+            .and_then(|text| text.parse::<u64>().ok());
         (!name.is_hopeful(), Reverse(version))
     });
     ensure!(!entries.is_empty(), "no entry can be booted");

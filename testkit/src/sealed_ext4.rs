@@ -63,11 +63,21 @@ impl<'a> Volume<'a> {
         let word = |at| u32_at(&superblock, at);
         ensure!(u16_at(&superblock, 0x38) == MAGIC, "this is no ext4");
         let (incompat, ro_compat) = (word(0x60), word(0x64));
-        ensure!(incompat & INCOMPAT_META_BG == 0, "its group descriptors are spread");
-        ensure!(incompat & INCOMPAT_RECOVER == 0, "its journal was not replayed");
+        ensure!(
+            incompat & INCOMPAT_META_BG == 0,
+            "its group descriptors are spread"
+        );
+        ensure!(
+            incompat & INCOMPAT_RECOVER == 0,
+            "its journal was not replayed"
+        );
         let block = 1024 << word(0x18);
         let first = u64::from(word(0x14));
-        let high = if incompat & INCOMPAT_64BIT != 0 { word(0x150) } else { 0 };
+        let high = if incompat & INCOMPAT_64BIT != 0 {
+            word(0x150)
+        } else {
+            0
+        };
         let blocks = u64::from(word(0x4)) | u64::from(high) << 32;
         let seed = if ro_compat & RO_COMPAT_METADATA_CSUM == 0 {
             None
@@ -95,7 +105,10 @@ impl<'a> Volume<'a> {
     fn unseal_group(&self, group: u64, found: &mut Inodes) -> Result<()> {
         let mut descriptor = vec![0; self.descriptor_size as usize];
         self.disk
-            .read_exact_at(&mut descriptor, self.descriptors + group * self.descriptor_size)
+            .read_exact_at(
+                &mut descriptor,
+                self.descriptors + group * self.descriptor_size,
+            )
             .context("reading a group descriptor")?;
         if u16_at(&descriptor, 0x12) & GROUP_INODES_UNUSED != 0 {
             return Ok(());

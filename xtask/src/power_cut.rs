@@ -133,9 +133,7 @@ fn recording(bedplate: &Path) -> Result<Recorded> {
     let mut hash = Sha256::new();
     for name in ["bedplate", "bedplate-init"] {
         let program = bedplate.with_file_name(name);
-        hash.update(
-            fs::read(&program).with_context(|| format!("reading {}", program.display()))?,
-        );
+        hash.update(fs::read(&program).with_context(|| format!("reading {}", program.display()))?);
     }
     let key: String = hash.finalize()[..8]
         .iter()
@@ -211,7 +209,9 @@ impl Task {
                 first: recorded.first.parse().context("reading the story")?,
                 second: recorded.second.parse().context("reading the story")?,
             },
-            until: self.minutes.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60)),
+            until: self
+                .minutes
+                .map(|minutes| Instant::now() + Duration::from_secs(minutes * 60)),
             found: Mutex::default(),
         };
         let outcome = session.all(jobs, self.boots, self.seed);
@@ -223,7 +223,11 @@ impl Task {
 
     fn jobs(&self, recorded: &Recorded, log: &[Entry]) -> Result<Vec<(Cut, Job)>> {
         if let Some(cut) = self.cut {
-            ensure!(cut.position <= log.len(), "the log has {} entries", log.len());
+            ensure!(
+                cut.position <= log.len(),
+                "the log has {} entries",
+                log.len()
+            );
             return Ok(vec![(cut, plan::job(recorded, cut, Depth::Contents))]);
         }
         let mut jobs = plan::sampled(recorded, log, self.tries, self.seed);
@@ -273,7 +277,10 @@ impl Session<'_> {
             "  {} cuts in a log of {} entries, {} of them flushes",
             jobs.len(),
             self.log.len(),
-            self.log.iter().filter(|entry| **entry == Entry::Flush).count()
+            self.log
+                .iter()
+                .filter(|entry| **entry == Entry::Flush)
+                .count()
         );
         let real = boots::choose(&jobs, boots, seed);
         let started = Instant::now();
@@ -289,10 +296,12 @@ impl Session<'_> {
         let wrecks = Wrecks::new(&self.recorded.before(), self.log, self.scratch, jobs)?;
         thread::scope(|scope| {
             let workers: Vec<_> = (0..WORKERS)
-                .map(|number| scope.spawn({
-                    let wrecks = &wrecks;
-                    move || self.examine_some(wrecks, number)
-                }))
+                .map(|number| {
+                    scope.spawn({
+                        let wrecks = &wrecks;
+                        move || self.examine_some(wrecks, number)
+                    })
+                })
                 .collect();
             workers
                 .into_iter()
@@ -330,11 +339,13 @@ impl Session<'_> {
     fn examine(&self, disk: &Path, place: &Path, job: Job) -> Result<Boots> {
         let mut left = Left::power_on(disk, place).context("powering on")?;
         let boots = job.expected.check(&left, &self.versions)?;
-        left.check_whole(job.depth).context("what boots is not whole")?;
+        left.check_whole(job.depth)
+            .context("what boots is not whole")?;
         let pull = |left: &Left| self.pull(left);
         let pull: Option<life::Pull<'_>> = if job.again { Some(&pull) } else { None };
         life::go_on(&mut left, &self.versions, pull).context("its life does not go on")?;
-        left.check_whole(Depth::Names).context("what boots at last is not whole")?;
+        left.check_whole(Depth::Names)
+            .context("what boots at last is not whole")?;
         Ok(boots)
     }
 
@@ -374,7 +385,11 @@ impl Session<'_> {
         let kept = workspace::target("powercut/kept");
         fs::create_dir_all(&kept).context("making a directory for disks that are kept")?;
         let kept = kept.join(format!("{}.img", plan::named(cut).replace(':', "-")));
-        run::output(Command::new("cp").arg("--sparse=always").args([wreck, &kept]))?;
+        run::output(
+            Command::new("cp")
+                .arg("--sparse=always")
+                .args([wreck, &kept]),
+        )?;
         let text = format!(
             "{:?}, --cut {}: {error:#}\n    the disk: {}",
             job.expected.phase,
@@ -408,7 +423,12 @@ impl Session<'_> {
         let found = self.found.lock().ok().context("a worker panicked")?;
         let mut total = 0;
         for (phase, tally) in &found.tallies {
-            let Tally { tries, old, new, violations } = tally;
+            let Tally {
+                tries,
+                old,
+                new,
+                violations,
+            } = tally;
             println!(
                 "  {:<12} {tries:>5} cuts: the old version boots {old:>5} times, the new one {new:>5}; \
                  {violations} violations",

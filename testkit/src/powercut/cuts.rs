@@ -181,11 +181,7 @@ fn apply(image: &mut impl Image, entry: &Entry) -> io::Result<()> {
 }
 
 /// Applies some of the writes, a few of them in part.
-fn apply_some(
-    image: &mut impl Image,
-    pending: &[Entry],
-    random: &mut Random,
-) -> io::Result<()> {
+fn apply_some(image: &mut impl Image, pending: &[Entry], random: &mut Random) -> io::Result<()> {
     // Rarely is half of it the worst case: often it is all but one write, or one alone.
     let alone = random.below(pending.len().max(1));
     let kept_of_eight = match random.below(5) {
@@ -219,12 +215,7 @@ fn apply_some(
 }
 
 /// Applies some blocks or sectors of a write. A single block stays whole.
-fn tear(
-    image: &mut impl Image,
-    offset: u64,
-    bytes: &[u8],
-    random: &mut Random,
-) -> io::Result<()> {
+fn tear(image: &mut impl Image, offset: u64, bytes: &[u8], random: &mut Random) -> io::Result<()> {
     let unit = match random.below(2) {
         0 if bytes.len() as u64 > BLOCK => SECTOR,
         _ => BLOCK,

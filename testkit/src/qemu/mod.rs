@@ -400,12 +400,11 @@ fn command_line(
             ]);
         }
     }
-    qemu.arg("-device")
-        .arg(match options.boot {
-            // Otherwise the firmware tries the network, too.
-            Boot::Uefi { .. } => "nvme,drive=disk,serial=bedplate,bootindex=0",
-            Boot::Kernel { .. } => "nvme,drive=disk,serial=bedplate",
-        });
+    qemu.arg("-device").arg(match options.boot {
+        // Otherwise the firmware tries the network, too.
+        Boot::Uefi { .. } => "nvme,drive=disk,serial=bedplate,bootindex=0",
+        Boot::Kernel { .. } => "nvme,drive=disk,serial=bedplate",
+    });
     let mut network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");
     if let Some(port) = options.registry_port {
         // A process per connection: the form without `cmd:` carries one connection only.

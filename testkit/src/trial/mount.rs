@@ -44,7 +44,9 @@ impl Mounted {
         File::create(file)
             .and_then(|file| file.set_len(size))
             .with_context(|| format!("making {}", file.display()))?;
-        run(Command::new("mkfs.xfs").args(["-q", "-f", "-m", "reflink=1"]).arg(file))?;
+        run(Command::new("mkfs.xfs")
+            .args(["-q", "-f", "-m", "reflink=1"])
+            .arg(file))?;
         let mut mount = Command::new("mount");
         mount.args(["-t", "xfs", "-o", "loop,discard"]).arg(file);
         Self::by(mount, directory)

@@ -102,7 +102,9 @@ fn wait_until_proven(machine: &mut Machine, foretold: &str) -> Result<String> {
         ensure!(
             started.elapsed() < PROVING,
             "it is not proven: {status:#}\n{}",
-            machine.run("systemctl list-jobs; journalctl -b -u 'bedplate-*'")?.stdout
+            machine
+                .run("systemctl list-jobs; journalctl -b -u 'bedplate-*'")?
+                .stdout
         );
         thread::sleep(Duration::from_millis(500));
     }

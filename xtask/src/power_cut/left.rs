@@ -182,7 +182,11 @@ impl Left {
                 .open_object(&id)
                 .with_context(|| format!("an object of what boots: {id}"))?;
             let found = file.metadata()?;
-            ensure!(found.len() == size, "object {id} has {} bytes, not {size}", found.len());
+            ensure!(
+                found.len() == size,
+                "object {id} has {} bytes, not {size}",
+                found.len()
+            );
             ensure!(
                 !sealed || self.sealed.contains(&found.ino()),
                 "object {id} is not sealed, and the store says that all are"
@@ -229,7 +233,11 @@ impl Left {
     pub(super) fn disagreement(&self) -> Result<render::Plan> {
         let partition = open(&self.disk, self.parts.esp)?;
         let observed = render::observe(&partition).context("looking at the boot partition")?;
-        Ok(render::render(&self.record()?, &observed, &self.settings())?)
+        Ok(render::render(
+            &self.record()?,
+            &observed,
+            &self.settings(),
+        )?)
     }
 }
 
@@ -250,7 +258,8 @@ fn check_files(partition: &FatPartition, chosen: &Chosen) -> Result<()> {
         let bytes = partition
             .read(path)
             .with_context(|| format!("reading {path}"))?;
-        let bytes = bytes.with_context(|| format!("{path} is missing, and {} boots", chosen.name))?;
+        let bytes =
+            bytes.with_context(|| format!("{path} is missing, and {} boots", chosen.name))?;
         let name = path.rsplit('/').next().unwrap_or(path);
         let digest: String = Sha256::digest(&bytes)
             .iter()

@@ -56,13 +56,22 @@ impl Expected {
         };
         let (first, second) = (state(&versions.first), state(&versions.second));
         if self.over(Phase::FirstBoot) {
-            ensure!(first == Some(State::Proven), "version 1 was proven and is {first:?}");
+            ensure!(
+                first == Some(State::Proven),
+                "version 1 was proven and is {first:?}"
+            );
         }
         if self.over(Phase::Stage) {
-            ensure!(second.is_some(), "version 2 was staged, and the record has lost it");
+            ensure!(
+                second.is_some(),
+                "version 2 was staged, and the record has lost it"
+            );
         }
         if self.over(Phase::Prove) {
-            ensure!(second == Some(State::Proven), "version 2 was proven and is {second:?}");
+            ensure!(
+                second == Some(State::Proven),
+                "version 2 was proven and is {second:?}"
+            );
         }
         let allowed: &[Boots] = match self.phase {
             Phase::FirstBoot | Phase::Life | Phase::Stage => &[Boots::Old],
@@ -97,7 +106,10 @@ impl Expected {
                 let path = etc.join(name);
                 let found = fs::read_to_string(&path)
                     .with_context(|| format!("reading {}", path.display()))?;
-                ensure!(found.contains(text), "{name} of {id} has lost what was changed");
+                ensure!(
+                    found.contains(text),
+                    "{name} of {id} has lost what was changed"
+                );
             }
         }
         Ok(())
@@ -133,17 +145,29 @@ pub(super) fn go_on(left: &mut Left, versions: &Versions, pull: Option<Pull<'_>>
     if staged {
         left.with(|machine| {
             let done = machine.finalize(&left.store)?;
-            ensure!(matches!(done, Finalized::Trial { .. }), "finalize did {done:?}");
+            ensure!(
+                matches!(done, Finalized::Trial { .. }),
+                "finalize did {done:?}"
+            );
             let again = machine.finalize(&left.store)?;
-            ensure!(again == Finalized::Nothing, "a second finalize did {again:?}");
+            ensure!(
+                again == Finalized::Nothing,
+                "a second finalize did {again:?}"
+            );
             Ok(())
         })
         .context("finalizing")?;
         left.reboot().context("booting on trial")?;
-        ensure!(left.running()?.root == versions.second, "the old version boots after finalize");
+        ensure!(
+            left.running()?.root == versions.second,
+            "the old version boots after finalize"
+        );
         left.with(|machine| {
             let done = machine.finalize(&left.store)?;
-            ensure!(done == Finalized::Nothing, "finalize of nothing did {done:?}");
+            ensure!(
+                done == Finalized::Nothing,
+                "finalize of nothing did {done:?}"
+            );
             Ok(())
         })
         .context("shutting down on trial")?;
@@ -166,7 +190,10 @@ pub(super) fn go_on(left: &mut Left, versions: &Versions, pull: Option<Pull<'_>>
         prove(left).with_context(|| format!("after rolling {way}"))?;
     }
     let boots = left.booted.deployment;
-    ensure!(boots == here, "{here} ran before two rollbacks, {boots} after them");
+    ensure!(
+        boots == here,
+        "{here} ran before two rollbacks, {boots} after them"
+    );
     Ok(())
 }
 
@@ -175,7 +202,11 @@ fn prove(left: &Left) -> Result<()> {
     let once = || left.with(|machine| Ok(machine.prove(&left.store, &[])?.record));
     let record = once().context("proving")?;
     let id = left.booted.deployment;
-    ensure!(record.intent.is_none(), "an intent is open: {}", outline(&record));
+    ensure!(
+        record.intent.is_none(),
+        "an intent is open: {}",
+        outline(&record)
+    );
     let state = record.deployment(id).map(|d| d.state);
     ensure!(
         state == Some(State::Proven) && record.default == id,
@@ -185,7 +216,11 @@ fn prove(left: &Left) -> Result<()> {
     let plan = left.disagreement()?;
     ensure!(plan.is_empty(), "record and boot partition differ:\n{plan}");
     let again = once().context("proving again")?;
-    ensure!(again == record, "proving again changed the record: {}", outline(&again));
+    ensure!(
+        again == record,
+        "proving again changed the record: {}",
+        outline(&again)
+    );
     Ok(())
 }
 

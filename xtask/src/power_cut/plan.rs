@@ -24,7 +24,10 @@ const CRITICAL: [Phase; 4] = [Phase::Finalize, Phase::Trial, Phase::Prove, Phase
 /// Says what is expected of a cut.
 pub(super) fn job(recorded: &Recorded, cut: Cut, depth: Depth) -> Job {
     let marks = &recorded.marks;
-    let phase = marks.iter().find(|mark| mark.end >= cut.position).or(marks.last());
+    let phase = marks
+        .iter()
+        .find(|mark| mark.end >= cut.position)
+        .or(marks.last());
     // At the end of a phase whoever asked for it had been answered: it is over.
     let phase = phase.map_or(Phase::BootBack, |mark| mark.phase);
     Job {

@@ -103,10 +103,13 @@ pub fn observe(partition: &dyn BootPartition) -> io::Result<Observed> {
     for name in partition.list(ENTRIES)? {
         if name.starts_with("bedplate-") && is_unfinished(&name) {
             observed.unfinished.push(format!("{ENTRIES}/{name}"));
-        } else {
-            // Entries of others are theirs.
-            observed.entries.extend(name.parse::<EntryName>());
-        }
+        } else if let Ok(entry) = name.parse::<EntryName>() {
+            if is_whole(partition, &entry)? {
+                observed.entries.push(entry);
+            } else {
+                observed.unfinished.push(entry.path());
+            }
+        } // Entries of others are theirs.
     }
     for name in partition.list(FILES)? {
         if is_unfinished(&name) {
@@ -116,6 +119,13 @@ pub fn observe(partition: &dyn BootPartition) -> io::Result<Observed> {
         }
     }
     Ok(observed)
+}
+
+/// Returns whether an entry says what boots. A cut leaves one that is empty: FAT writes the name first.
+fn is_whole(partition: &dyn BootPartition, name: &EntryName) -> io::Result<bool> {
+    let bytes = partition.read(&name.path())?.unwrap_or_default();
+    let entry = std::str::from_utf8(&bytes).ok().map(BootEntry::parse);
+    Ok(matches!(entry, Some(Ok(entry)) if entry.linux.is_some()))
 }
 
 /// Returns whether a name is that of a file while [`BootPartition::write`] writes it.

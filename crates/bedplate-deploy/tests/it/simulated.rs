@@ -11,9 +11,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use bedplate_boot::cmdline::{self, Cmdline};
-use bedplate_boot::entry::{BootEntry, EntryName};
-use bedplate_boot::loader_conf::{LoaderConf, SECTOR};
+use bedplate_boot::loader_conf::SECTOR;
 use bedplate_boot::partition::BootPartition;
 use bedplate_boot::render::{self, Settings};
 use bedplate_deploy::bootable::Bootable;
@@ -28,6 +26,7 @@ use bedplate_model::{
 use bedplate_store::{RefTarget, Store};
 use bedplate_sys::mount::Access;
 use bedplate_sys::space::Space;
+use testkit::loader;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -59,7 +58,7 @@ impl Writes for Power {
     }
 }
 
-/// A FAT in memory: a rename is two writes, and a name may be lost between them.
+/// A FAT in memory: a rename is several writes, and between them a name may be lost, or lead to an empty file.
 #[derive(Clone)]
 struct Memory {
     files: Rc<RefCell<Files>>,
@@ -100,10 +99,12 @@ impl BootPartition for Memory {
         self.power.spend()?;
         self.files.borrow_mut().remove(&temporary);
         self.files.borrow_mut().remove(path);
-        self.power.spend()?;
-        self.files
-            .borrow_mut()
-            .insert(path.to_owned(), contents.to_vec());
+        for left in [&[][..], contents] {
+            self.power.spend()?;
+            self.files
+                .borrow_mut()
+                .insert(path.to_owned(), left.to_vec());
+        }
         Ok(())
     }
 
@@ -338,7 +339,17 @@ impl Simulated {
     /// Powers on: the loader chooses, and early boot tells what was booted.
     pub(crate) fn boot(&mut self) -> DeploymentId {
         self.power.leave(None);
-        let id = choose(&mut self.boot.borrow_mut()).expect("something boots");
+        let mut partition = self.memory();
+        let chosen = loader::choose(&partition).unwrap();
+        for path in chosen.files() {
+            let there = partition.read(path).unwrap();
+            assert!(
+                there.is_some_and(|bytes| !bytes.is_empty()),
+                "{path} is there"
+            );
+        }
+        loader::count(&mut partition, &chosen).unwrap();
+        let id = chosen.arguments().unwrap().deployment;
         let record = self.record();
         let deployment = record.deployment(id).expect("what boots is in the record");
         assert!(self.etc(id).is_dir(), "deployment {id} has its /etc");
@@ -395,41 +406,4 @@ fn owned(mode: u16) -> Metadata {
         gid: mine.gid(),
         ..Metadata::default()
     }
-}
-
-/// Does what systemd-boot does: hopeful entries first, by falling version; of those that the default's
-/// pattern matches the first; counting the try by a rename.
-fn choose(files: &mut Files) -> Option<DeploymentId> {
-    let mut entries: Vec<(EntryName, BootEntry)> = files
-        .iter()
-        .filter_map(|(path, bytes)| {
-            let name: EntryName = path.strip_prefix("loader/entries/")?.parse().ok()?;
-            let entry = BootEntry::parse(std::str::from_utf8(bytes).ok()?).ok()?;
-            Some((name, entry))
-        })
-        .collect();
-    entries.sort_by_key(|(name, entry)| {
-        let version: u64 = entry.version.as_deref().unwrap().parse().unwrap();
-        (!name.is_hopeful(), std::cmp::Reverse(version))
-    });
-    let default = LoaderConf::parse(&files["loader/loader.conf"])?.default;
-    let matches = |name: &EntryName| name.to_string().starts_with(&format!("bedplate-{default}"));
-    let (name, entry) = entries.iter().find(|(name, _)| matches(name))?;
-    for path in entry.linux.iter().chain(&entry.initrd) {
-        assert!(
-            files.contains_key(path.trim_start_matches('/')),
-            "{path} is there"
-        );
-    }
-    if let Some(tries) = name.tries {
-        let bytes = files.get(&name.path())?.clone();
-        let counted = EntryName {
-            tries: Some(tries.tried()),
-            ..*name
-        };
-        files.remove(&name.path());
-        files.insert(counted.path(), bytes);
-    }
-    let line = Cmdline::parse(&entry.command_line());
-    line.value(cmdline::DEPLOYMENT)?.parse().ok()
 }
