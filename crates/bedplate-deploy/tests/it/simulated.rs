@@ -1,7 +1,8 @@
 //! A machine in a directory, with a boot partition in memory, a loader, and a plug to pull.
 //!
 //! Each write spends one unit of what is left of the power; with none left it fails, and so does every
-//! later one: what a machine does then, nobody sees.
+//! later one: what a machine does then, nobody sees. On a full disk one write fails, and what the machine does
+//! then counts.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -30,25 +31,50 @@ use testkit::loader;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// How many writes can still happen; `None` is as many as are wanted.
+/// What becomes of the next writes.
+#[derive(Clone, Copy, Default)]
+enum Supply {
+    /// They happen.
+    #[default]
+    Enough,
+    /// So many happen, and none after them.
+    Left(u32),
+    /// So many happen, and for the one after them there is no room.
+    Full(u32),
+}
+
+/// What writes spend.
 #[derive(Clone, Default)]
-pub(crate) struct Power(Rc<Cell<Option<u32>>>);
+pub(crate) struct Power(Rc<Cell<Supply>>);
 
 impl Power {
-    /// Leaves power for so many writes.
+    /// Leaves power for so many writes; `None` is as many as are wanted.
     pub(crate) fn leave(&self, writes: Option<u32>) {
-        self.0.set(writes);
+        self.0.set(writes.map_or(Supply::Enough, Supply::Left));
+    }
+
+    /// Has the disk be full for one write, after so many others.
+    pub(crate) fn fill_after(&self, writes: u32) {
+        self.0.set(Supply::Full(writes));
+    }
+
+    /// Returns whether that write came.
+    pub(crate) fn was_full(&self) -> bool {
+        !matches!(self.0.get(), Supply::Full(_))
     }
 
     fn spend(&self) -> io::Result<()> {
         match self.0.get() {
-            None => Ok(()),
-            Some(0) => Err(io::Error::other("the power is out")),
-            Some(left) => {
-                self.0.set(Some(left - 1));
-                Ok(())
+            Supply::Enough => return Ok(()),
+            Supply::Left(0) => return Err(io::Error::other("the power is out")),
+            Supply::Full(0) => {
+                self.0.set(Supply::Enough);
+                return Err(io::ErrorKind::StorageFull.into());
             }
+            Supply::Left(left) => self.0.set(Supply::Left(left - 1)),
+            Supply::Full(left) => self.0.set(Supply::Full(left - 1)),
         }
+        Ok(())
     }
 }
 
