@@ -113,3 +113,42 @@ fn is_there(partition: &dyn BootPartition, path: &str) -> Result<bool> {
         .with_context(|| format!("listing {directory}"))?;
     Ok(names.iter().any(|found| found.eq_ignore_ascii_case(name)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bedplate_boot::partition::DirectoryPartition;
+    use bedplate_model::record::DeploymentId;
+
+    const BASE: DeploymentId = DeploymentId([0x11; 4]);
+    const NEW: DeploymentId = DeploymentId([0x22; 4]);
+
+    #[test]
+    fn a_trial_boots_while_it_has_tries_and_a_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut boot = DirectoryPartition::new(directory.path());
+        let entry = |version: u8| format!("version {version}\nlinux /EFI/bedplate/k{version}\n");
+        let conf = LoaderConf {
+            timeout: 0,
+            default: BASE,
+        };
+        boot.overwrite_sector(LOADER_CONF, &conf.to_sector())
+            .unwrap();
+        let trial = EntryName::trial(BASE, NEW, 2);
+        for (name, version) in [(EntryName::proven(BASE), 1), (trial, 2)] {
+            boot.write(&name.path(), entry(version).as_bytes()).unwrap();
+            boot.write(&format!("EFI/bedplate/k{version}"), b"kernel")
+                .unwrap();
+        }
+        for expected in [NEW, NEW, BASE, BASE] {
+            let chosen = choose(&boot).unwrap();
+            assert_eq!(chosen.name.deployment, expected);
+            count(&mut boot, &chosen).unwrap();
+        }
+        for left in ["", &entry(3)] {
+            // An empty entry, and one whose kernel is not there.
+            boot.write(&trial.path(), left.as_bytes()).unwrap();
+            assert_eq!(choose(&boot).unwrap().name.deployment, BASE);
+        }
+    }
+}

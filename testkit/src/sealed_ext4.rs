@@ -193,6 +193,45 @@ const TABLE: [u32; 256] = {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
+
+    fn run(program: &str, arguments: &[&str]) -> String {
+        let output = Command::new(program)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{program} {arguments:?}: {said}");
+        said
+    }
+
+    #[test]
+    fn a_sealed_file_can_be_read_afterwards_and_the_file_system_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let disk = at("disk.img");
+        std::fs::create_dir(at("tree")).unwrap();
+        for name in ["tree/sealed", "tree/plain"] {
+            std::fs::write(at(name), vec![7; 5000]).unwrap();
+        }
+        let tree = at("tree");
+        run(
+            "mkfs.ext4",
+            &[
+                "-q", "-b", "4096", "-O", "verity", "-d", &tree, &disk, "16M",
+            ],
+        );
+        run("debugfs", &["-w", "-R", "sif sealed flags 0x180000", &disk]);
+        let flags = |name: &str| run("debugfs", &["-R", &format!("stat {name}"), &disk]);
+        assert!(flags("sealed").contains("Flags: 0x180000"));
+
+        let file = File::options().read(true).write(true).open(&disk).unwrap();
+        assert_eq!(unseal(&file, 0).unwrap().len(), 1);
+        assert_eq!(unseal(&file, 0).unwrap().len(), 0);
+        assert!(flags("sealed").contains("Flags: 0x80000"));
+        run("e2fsck", &["-f", "-n", &disk]); // checksums, too
+    }
 
     #[test]
     fn the_checksum_is_crc_32c() {

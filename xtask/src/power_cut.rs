@@ -33,9 +33,9 @@ use testkit::trial::mount::Mounted;
 
 use crate::registry::Registry;
 use crate::story::recorded::{self, Phase, Recorded};
-use crate::{packages, programs, run, story, trial, wants_help, workspace};
+use crate::{images, packages, programs, run, story, trial, wants_help, workspace};
 use left::{Depth, Left};
-use life::{Boots, Expected, Versions};
+use life::{Boots, Versions};
 use plan::Job;
 use wreck::Wrecks;
 
@@ -57,10 +57,12 @@ examines what is left: which deployment boots, whether it is whole, and how its 
 
 /// How many wrecks are examined at once.
 const WORKERS: usize = 2;
+/// After how many cuts it says how far it is.
+const PROGRESS: usize = 100;
 /// How many violations are looked at before it gives up.
 const VIOLATIONS: usize = 8;
 /// The room for wrecks; the file is empty where nothing was written.
-const SCRATCH: u64 = 32 << 30;
+const SCRATCH: u64 = 16 << 30;
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -101,8 +103,8 @@ pub(crate) fn sample(tries: usize, boots: usize, seed: u64) -> Result<()> {
     ])
 }
 
-/// Tries every cut that matters and many others, and boots some of them for real.
-pub(crate) fn campaign(tries: usize, boots: usize, seed: u64, minutes: u64) -> Result<()> {
+/// Tries every cut that matters and `tries` others, and boots some of them for real.
+pub(crate) fn campaign(tries: usize, boots: usize, seed: u64) -> Result<()> {
     record_and_enter(&[
         "--whole",
         "--tries",
@@ -111,8 +113,6 @@ pub(crate) fn campaign(tries: usize, boots: usize, seed: u64, minutes: u64) -> R
         &boots.to_string(),
         "--seed",
         &seed.to_string(),
-        "--minutes",
-        &minutes.to_string(),
     ])
 }
 
@@ -144,8 +144,14 @@ fn recording(bedplate: &Path) -> Result<Recorded> {
     if place.is_dir() {
         return Recorded::read(&place);
     }
-    crate::images::remove(&all)?;
-    recorded::record(&place)
+    let recorded = recorded::record(&place)?;
+    for entry in fs::read_dir(&all).with_context(|| format!("listing {}", all.display()))? {
+        let other = entry.context("listing the recordings")?.path();
+        if other != place {
+            images::remove(&other)?;
+        }
+    }
+    Ok(recorded)
 }
 
 impl Task {
@@ -190,20 +196,30 @@ impl Task {
         let log = log::read(&recorded.log())?;
         let jobs = self.jobs(&recorded, &log)?;
         let place = workspace::target("powercut");
-        let scratch = place.join("scratch");
-        let cloning = Mounted::cloning(&place.join("scratch.xfs"), SCRATCH, &scratch)?;
-        let registry = Registry::start(
-            Command::new(bedplate)
-                .arg("--store")
-                .arg(place.join("registry-store")),
-            &recorded.registry(),
-            &place.join("registry.log"),
+        // In memory: a real disk's flushes take most of the time, and nobody keeps these.
+        let memory = Mounted::memory(&place.join("memory"), "8g")?;
+        let cloning = Mounted::cloning(
+            &memory.path().join("scratch.xfs"),
+            SCRATCH,
+            &memory.path().join("scratch"),
         )?;
+        // It serves nobody else meanwhile.
+        let registry = if jobs.iter().any(|(_, job)| job.again) {
+            Some(Registry::start(
+                Command::new(bedplate)
+                    .arg("--store")
+                    .arg(place.join("registry-store")),
+                &recorded.registry(),
+                &place.join("registry.log"),
+            )?)
+        } else {
+            None
+        };
         let session = Session {
             recorded: &recorded,
             log: &log,
             bedplate,
-            registry: &registry,
+            registry: registry.as_ref(),
             scratch: cloning.path(),
             versions: Versions {
                 first: recorded.first.parse().context("reading the story")?,
@@ -217,7 +233,7 @@ impl Task {
         let outcome = session.all(jobs, self.boots, self.seed);
         drop(registry);
         cloning.unmount()?;
-        fs::remove_file(place.join("scratch.xfs")).context("removing the wrecks")?;
+        memory.unmount()?;
         outcome
     }
 
@@ -264,7 +280,8 @@ struct Session<'a> {
     recorded: &'a Recorded,
     log: &'a [Entry],
     bedplate: &'a Path,
-    registry: &'a Registry,
+    /// Where version 2 is, where a cut may need it.
+    registry: Option<&'a Registry>,
     scratch: &'a Path,
     versions: Versions,
     until: Option<Instant>,
@@ -340,18 +357,23 @@ impl Session<'_> {
         let mut left = Left::power_on(disk, place).context("powering on")?;
         let boots = job.expected.check(&left, &self.versions)?;
         left.check_whole(job.depth)
+            .and_then(|()| left.check_sealed())
             .context("what boots is not whole")?;
         let pull = |left: &Left| self.pull(left);
         let pull: Option<life::Pull<'_>> = if job.again { Some(&pull) } else { None };
         life::go_on(&mut left, &self.versions, pull).context("its life does not go on")?;
-        left.check_whole(Depth::Names)
-            .context("what boots at last is not whole")?;
+        if job.depth == Depth::Contents {
+            life::swap_twice(&mut left)?;
+            left.check_whole(Depth::Names)
+                .context("what boots at last is not whole")?;
+        }
         Ok(boots)
     }
 
     /// Pulls version 2 again.
     fn pull(&self, left: &Left) -> Result<ImageName> {
-        let name = format!("127.0.0.1:{}/{}", self.registry.port(), story::IMAGE);
+        let registry = self.registry.context("version 2 is nowhere")?;
+        let name = format!("127.0.0.1:{}/{}", registry.port(), story::IMAGE);
         run::output(
             Command::new(self.bedplate)
                 .arg("--quiet")
@@ -403,6 +425,10 @@ impl Session<'_> {
 
     fn count(&self, phase: Phase, boots: Option<Boots>) -> Result<()> {
         self.note(|found| {
+            let tries: usize = found.tallies.values().map(|tally| tally.tries).sum();
+            if (tries + 1).is_multiple_of(PROGRESS) {
+                println!("  … {} cuts, now in {phase:?}", tries + 1);
+            }
             let tally = found.tallies.entry(phase).or_default();
             tally.tries += 1;
             match boots {

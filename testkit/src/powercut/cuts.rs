@@ -214,9 +214,11 @@ fn apply_some(image: &mut impl Image, pending: &[Entry], random: &mut Random) ->
     Ok(())
 }
 
-/// Applies some blocks or sectors of a write. A single block stays whole.
+/// Applies some blocks or sectors of a write. A single block stays whole, and so does a single sector.
 fn tear(image: &mut impl Image, offset: u64, bytes: &[u8], random: &mut Random) -> io::Result<()> {
     let unit = match random.below(2) {
+        // FAT is written by sectors, and ext4 by blocks.
+        _ if bytes.len() as u64 % BLOCK != 0 => SECTOR,
         0 if bytes.len() as u64 > BLOCK => SECTOR,
         _ => BLOCK,
     };

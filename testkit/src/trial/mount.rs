@@ -14,7 +14,7 @@ pub struct Mounted {
 
 impl Mounted {
     /// Mounts an empty file system in memory; `size` is as `mount` takes it.
-    pub(crate) fn memory(directory: &Path, size: &str) -> Result<Self> {
+    pub fn memory(directory: &Path, size: &str) -> Result<Self> {
         let mut mount = Command::new("mount");
         let options = format!("size={size},mode=0700");
         mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);

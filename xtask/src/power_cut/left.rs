@@ -22,9 +22,9 @@ use bedplate_deploy::install::esp::FatPartition;
 use bedplate_deploy::install::layout::Region;
 use bedplate_deploy::install::table::{ESP_TYPE, ROOT_X86_64_TYPE};
 use bedplate_deploy::{Host, Machine, record_file};
+use bedplate_model::layout;
 use bedplate_model::record::{Deployment, DeploymentId, Record};
-use bedplate_model::{RootDigest, layout};
-use bedplate_store::{Store, sized_objects_of};
+use bedplate_store::{Store, objects_of, sized_objects_of};
 use bedplate_sys::mount::Access;
 use bedplate_sys::space::Space;
 use gpt::GptConfig;
@@ -169,35 +169,33 @@ impl Left {
         if let Some(first) = found.first() {
             bail!("fsck has {} findings, the first: {first}", found.len());
         }
-        self.check_objects(&running.root)
+        // Whoever holds the image or does not: all of it is there.
+        for (id, size) in sized_objects_of(&self.store.tree(&running.root)?) {
+            let found = self.store.open_object(&id)?.metadata()?.len();
+            ensure!(found == size, "object {id} has {found} bytes, not {size}");
+        }
+        Ok(())
     }
 
-    /// Checks that every object of an image is there, and sealed where the store says so.
-    fn check_objects(&self, root: &RootDigest) -> Result<()> {
-        let sealed = self.root.path().join(layout::SEALED).exists();
-        let tree = self.store.tree(root).context("reading the image")?;
-        for (id, size) in sized_objects_of(&tree) {
-            let file = self
-                .store
-                .open_object(&id)
-                .with_context(|| format!("an object of what boots: {id}"))?;
-            let found = file.metadata()?;
-            ensure!(
-                found.len() == size,
-                "object {id} has {} bytes, not {size}",
-                found.len()
-            );
-            ensure!(
-                !sealed || self.sealed.contains(&found.ino()),
-                "object {id} is not sealed, and the store says that all are"
-            );
+    /// Checks that every object of what boots is sealed where the store says that all are, as they were when
+    /// the power came back: the kernel here cannot seal what is stored later.
+    pub(super) fn check_sealed(&self) -> Result<()> {
+        if !self.root.path().join(layout::SEALED).exists() {
+            return Ok(()); // early boot seals them
         }
-        let image = self.store.image_file(root)?.metadata()?;
-        ensure!(
-            !sealed || self.sealed.contains(&image.ino()),
-            "the image is not sealed, and the store says that all are"
-        );
-        Ok(())
+        let root = self.running()?.root;
+        let sealed = |what: &dyn std::fmt::Display, file: &File| -> Result<()> {
+            let inode = file.metadata()?.ino();
+            ensure!(
+                self.sealed.contains(&inode),
+                "{what} is not sealed, and the store says that all are"
+            );
+            Ok(())
+        };
+        for id in objects_of(&self.store.tree(&root).context("reading the image")?) {
+            sealed(&id, &self.store.open_object(&id)?)?;
+        }
+        sealed(&"the image", &self.store.image_file(&root)?)
     }
 
     /// Calls a verb of the machine that booted.
