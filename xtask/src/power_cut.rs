@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bedplate_model::ImageName;
+use bedplate_model::digest::hex;
 use sha2::{Digest as _, Sha256};
 use testkit::powercut::cuts::Cut;
 use testkit::powercut::log::{self, Entry};
@@ -135,10 +136,7 @@ fn recording(bedplate: &Path) -> Result<Recorded> {
         let program = bedplate.with_file_name(name);
         hash.update(fs::read(&program).with_context(|| format!("reading {}", program.display()))?);
     }
-    let key: String = hash.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let key = hex(&hash.finalize()[..8]);
     let all = workspace::target("powercut/recordings");
     let place = all.join(key);
     if place.is_dir() {

@@ -73,19 +73,16 @@ impl Machine<'_> {
         to: Option<&DeploymentSelector>,
     ) -> Result<RollbackPlan, RollbackError> {
         let _lock = self.lock()?;
-        let (mut record, to) = match to {
-            Some(to) => {
-                let (record, to) = self.settle_for::<RollbackError>(store, to)?;
-                (record, Some(to.id))
+        let (mut record, to) = if let Some(to) = to {
+            let (record, to) = self.settle_for::<RollbackError>(store, to)?;
+            (record, Some(to.id))
+        } else {
+            let before = self.record()?;
+            let record = self.settle(store, Gate::Unknown)?;
+            if let Some(done) = self.completed(&before, &record) {
+                return Ok(done);
             }
-            None => {
-                let before = self.record()?;
-                let record = self.settle(store, Gate::Unknown)?;
-                if let Some(done) = self.completed(&before, &record) {
-                    return Ok(done);
-                }
-                (record, None)
-            }
+            (record, None)
         };
         let plan = plan(&record, to)?;
         record.deployments.retain(|d| d.state != State::Staged);

@@ -85,7 +85,7 @@ pub(super) fn choose(log: &[Entry], begin: usize, count: usize, seed: u64) -> Ve
             0 if !flushes.is_empty() => flushes[random.below(flushes.len())],
             _ => begin + random.below(log.len() + 1 - begin),
         };
-        let seed = random.next();
+        let seed = random.number();
         let choice = Choice::Some { seed };
         cuts.push(Cut { position, choice });
     }
@@ -218,7 +218,7 @@ fn apply_some(image: &mut impl Image, pending: &[Entry], random: &mut Random) ->
 fn tear(image: &mut impl Image, offset: u64, bytes: &[u8], random: &mut Random) -> io::Result<()> {
     let unit = match random.below(2) {
         // FAT is written by sectors, and ext4 by blocks.
-        _ if bytes.len() as u64 % BLOCK != 0 => SECTOR,
+        _ if !(bytes.len() as u64).is_multiple_of(BLOCK) => SECTOR,
         0 if bytes.len() as u64 > BLOCK => SECTOR,
         _ => BLOCK,
     };
@@ -257,7 +257,7 @@ impl Random {
     }
 
     /// Returns the next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -267,7 +267,7 @@ impl Random {
 
     /// Returns a number below `end`, which is not zero.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
+        (self.number() % end as u64) as usize
     }
 }
 

@@ -22,6 +22,7 @@ use bedplate_deploy::install::esp::FatPartition;
 use bedplate_deploy::install::layout::Region;
 use bedplate_deploy::install::table::{ESP_TYPE, ROOT_X86_64_TYPE};
 use bedplate_deploy::{Host, Machine, record_file};
+use bedplate_model::digest::hex;
 use bedplate_model::layout;
 use bedplate_model::record::{Deployment, DeploymentId, Record};
 use bedplate_store::{Store, objects_of, sized_objects_of};
@@ -259,14 +260,10 @@ fn check_files(partition: &FatPartition, chosen: &Chosen) -> Result<()> {
         let bytes =
             bytes.with_context(|| format!("{path} is missing, and {} boots", chosen.name))?;
         let name = path.rsplit('/').next().unwrap_or(path);
-        let digest: String = Sha256::digest(&bytes)
-            .iter()
-            .take(16)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digest = hex(&Sha256::digest(&bytes)[..16]);
         let said = name.split(['-', '.']).nth(1);
         ensure!(
-            said == Some(&digest),
+            said == Some(digest.as_str()),
             "{path} has the digest {digest}…, and {} boots",
             chosen.name
         );

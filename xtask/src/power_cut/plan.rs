@@ -90,7 +90,7 @@ pub(super) fn sampled(
             0 => Choice::Nothing,
             1 => Choice::Everything,
             _ => Choice::Some {
-                seed: random.next(),
+                seed: random.number(),
             },
         };
         let depth = match random.below(4) {
