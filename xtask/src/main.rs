@@ -9,6 +9,7 @@
 //!       ├─ check
 //!       ├─ crash, faults ─ trial ─ testkit::trial      the real program, and what goes wrong at any write
 //!       ├─ concurrency ───────────┘                    … and everything at once
+//!       ├─ power-cut ─ story::recorded                 a machine's life, cut anywhere, with every write recorded
 //!       ├─ fuzz
 //!       ├─ campaign ─ trees ─ images                    minimal trees of three releases, in target/trees
 //!       └─ bench ─── images                                a pair of 1 GB trees, cached in target/bench
@@ -32,6 +33,7 @@ mod fuzz;
 mod images;
 mod namespace;
 mod packages;
+mod power_cut;
 mod programs;
 mod registry;
 mod run;
@@ -57,11 +59,12 @@ Usage: cargo xtask VERB [ARGUMENTS]
   fuzz [PARSER…]     damaged input for every parser that strangers feed, for a bounded time
   crash [OPERATION…] power cuts at any write of an operation on a store, on a real file system
   faults [OPERATION…] death and errors at any system call of it, and a full disk
+  power-cut          power cuts anywhere in the life of a machine, examined and booted
   concurrency        everything at once on one store, in processes and threads
   vm smoke           install, boot, upgrade and roll back in QEMU, with asserts
   vm verb            `bedplate vm`: scripts and shells in images, and what happens when a boot fails
   vm boot            boot a Debian tree in QEMU without Bedplate: proves the test bench itself
-  campaign NAME      long runs: fuzz, vm, crash, faults, concurrency, trees
+  campaign NAME      long runs: fuzz, vm, power-cut, crash, faults, concurrency, trees
   images             make the two Debian trees of the demo, and say where they are
 
 Every verb takes --help. Missing Debian packages are installed when this runs as root, and named otherwise.
@@ -97,6 +100,7 @@ fn dispatch(arguments: &[&str]) -> Result<()> {
         "crash" => trial::run(trial::Trial::Crash, rest),
         "faults" => trial::run(trial::Trial::Faults, rest),
         "fuzz" => fuzz::run(rest),
+        "power-cut" => power_cut::run(rest),
         "vm" => vm::run(rest),
         "images" => images::run(rest),
         unknown => bail!("there is no verb `{unknown}`; `cargo xtask --help` lists them"),

@@ -69,6 +69,9 @@ pub(crate) const TRIALS: &[&str] = &[
     "util-linux",
 ];
 
+/// What wrecks of disks are cloned on.
+pub(crate) const CLONES: &[&str] = &["xfsprogs", "mount", "e2fsprogs"];
+
 /// What entering a user namespace with a range of ids needs: nothing for root.
 pub(crate) fn namespace() -> &'static [&'static str] {
     if run::is_root() { &[] } else { &["uidmap"] }

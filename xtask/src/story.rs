@@ -13,6 +13,7 @@
 mod broken;
 mod narrator;
 pub(crate) mod people;
+pub(crate) mod recorded;
 pub(crate) mod suite;
 
 use std::fs::{self, File};
@@ -36,6 +37,9 @@ use people::Person;
 /// What the image is called in a registry, and which of its tags the machine follows.
 const REPOSITORY: &str = "demo/os";
 const FOLLOWED: &str = "stable";
+
+/// The image that the machine follows, in its registry.
+pub(crate) const IMAGE: &str = "demo/os:stable";
 
 /// What the disk has room for at the machine's first boot; the image file is made smaller.
 const DISK_SIZE: u64 = 5 << 30;

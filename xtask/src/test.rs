@@ -8,13 +8,14 @@ use anyhow::{Context, Result, bail};
 use crate::check::stage;
 use crate::story::Firmware;
 use crate::trial::Trial;
-use crate::{bench, concurrency, fuzz, packages, programs, run, story, vm, wants_help};
+use crate::{bench, concurrency, fuzz, packages, power_cut, programs, run, story, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask test [--no-vm]
 
 Unit, integration and documentation tests of the whole workspace, damaged input for every parser, power
-cuts, failing system calls, everything at once, the benchmark on a small tree, and the virtual machine smoke test. --no-vm leaves out the last.
+cuts, failing system calls, everything at once, the benchmark on a small tree, the virtual machine smoke
+test, and power cuts anywhere in the life of a machine. --no-vm leaves out the last two.
 ";
 
 /// How long each parser gets damaged input: enough to see what breaks at once.
@@ -22,6 +23,9 @@ const FUZZ_SECONDS: u64 = 3;
 
 /// How many power cuts each operation gets: about 100 in all.
 const CUTS: u64 = 14;
+
+/// How many power cuts the life of a machine gets; one of them is booted for real.
+const WRECKS: usize = 40;
 
 /// At how many system calls of an operation each fault is tried.
 const CALLS: u64 = 4;
@@ -84,6 +88,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     passed += 1;
     if vm {
         part("virtual machine", || vm::smoke(false, Firmware::Uefi))?;
+        passed += 1;
+        part("power cuts in its life", || power_cut::sample(WRECKS, 1, 1))?;
         passed += 1;
     }
     println!("{passed} parts passed, 0 failed");

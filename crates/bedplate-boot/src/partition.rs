@@ -1,13 +1,13 @@
 //! The boot partition as its users see it: few files, names that matter, and no journal.
 //!
 //! ```text
-//! write      NAME.new → fsync → rename over NAME → fsync the directory
+//! write      NAME.new → fsync → rename over NAME → fsync the directory → fsync the file
 //! overwrite  one sector of a file that is there, in place → fdatasync
 //! ```
 //!
 //! Invariant: when a method returns `Ok`, what it did is on the disk. A power cut in `write` leaves the
-//! file as it was or as it should be or, since FAT renames by two writes, not at all: whoever writes
-//! must not overwrite the only entry that boots.
+//! file as it was or as it should be or, since FAT renames by several writes, not at all or empty: whoever
+//! writes must not overwrite the only entry that boots, and whoever reads must not take a name for a file.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -86,9 +86,11 @@ impl BootPartition for DirectoryPartition {
         temporary.push(".new");
         let mut file = File::create(&temporary)?;
         file.write_all(contents)?;
-        file.sync_all()?;
-        drop(file);
-        bedplate_sys::durable::rename(Path::new(&temporary), &target)
+        file.sync_all()?; // 1. the bytes are on the disk …
+        bedplate_sys::durable::rename(Path::new(&temporary), &target)?; // 2. … before the name is there …
+        // 3. … which on FAT is the name of an empty file until the inode is written once more. Not before the
+        // directory: a cut could leave both names leading to the same clusters, and removing one frees them.
+        file.sync_all()
     }
 
     fn overwrite_sector(&mut self, path: &str, contents: &[u8; SECTOR]) -> io::Result<()> {

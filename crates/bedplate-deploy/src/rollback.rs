@@ -73,12 +73,16 @@ impl Machine<'_> {
         to: Option<&DeploymentSelector>,
     ) -> Result<RollbackPlan, RollbackError> {
         let _lock = self.lock()?;
-        let (mut record, to) = match to {
-            Some(to) => {
-                let (record, to) = self.settle_for::<RollbackError>(store, to)?;
-                (record, Some(to.id))
+        let (mut record, to) = if let Some(to) = to {
+            let (record, to) = self.settle_for::<RollbackError>(store, to)?;
+            (record, Some(to.id))
+        } else {
+            let before = self.record()?;
+            let record = self.settle(store, Gate::Unknown)?;
+            if let Some(done) = self.completed(&before, &record) {
+                return Ok(done);
             }
-            None => (self.settle(store, Gate::Unknown)?, None),
+            (record, None)
         };
         let plan = plan(&record, to)?;
         record.deployments.retain(|d| d.state != State::Staged);
@@ -91,6 +95,23 @@ impl Machine<'_> {
         })?; // 2.
         self.settle(store, Gate::Unknown)?; // 3.
         Ok(plan)
+    }
+
+    /// Returns the rollback that ended in an error after its commit point, and that settling completed: asked for
+    /// again, it must not swap back.
+    fn completed(&self, before: &Record, record: &Record) -> Option<RollbackPlan> {
+        let runs = self.booted().deployment;
+        let Some(Intent::Select { deployment }) = before.intent else {
+            return None;
+        };
+        if deployment == runs || record.default != deployment {
+            return None;
+        }
+        Some(RollbackPlan {
+            from: before.default,
+            to: record.deployment(deployment)?.clone(),
+            discards: None,
+        })
     }
 }
 

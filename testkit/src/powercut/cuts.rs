@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -23,16 +24,16 @@ const BLOCK: u64 = 4096;
 
 /// One power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Cut {
+pub struct Cut {
     /// How many entries of the log there were.
-    pub(super) position: usize,
+    pub position: usize,
     /// What became of those after the last flush.
-    pub(super) choice: Choice,
+    pub choice: Choice,
 }
 
 /// Which of the writes after the last flush are on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Choice {
+pub enum Choice {
     /// None.
     Nothing,
     /// All.
@@ -58,7 +59,7 @@ impl fmt::Display for Choice {
 ///
 /// A third has everything that was written, or nothing after the last flush; the others some of it.
 pub(super) fn choose(log: &[Entry], begin: usize, count: usize, seed: u64) -> Vec<Cut> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     // Right before a flush most is at stake; elsewhere every position counts the same.
     let flushes: Vec<usize> = (begin..log.len())
         .filter(|position| log[*position] == Entry::Flush)
@@ -84,12 +85,59 @@ pub(super) fn choose(log: &[Entry], begin: usize, count: usize, seed: u64) -> Ve
             0 if !flushes.is_empty() => flushes[random.below(flushes.len())],
             _ => begin + random.below(log.len() + 1 - begin),
         };
-        let seed = random.next();
+        let seed = random.number();
         let choice = Choice::Some { seed };
         cuts.push(Cut { position, choice });
     }
     cuts.sort_unstable();
     cuts
+}
+
+/// What writes are applied to.
+pub trait Image {
+    /// Puts bytes at an offset.
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+}
+
+impl Image for Vec<u8> {
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let offset = offset as usize;
+        self[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Image for File {
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+}
+
+/// Returns how many entries lie before what a cut leaves to chance: those up to the last flush.
+pub fn certain(log: &[Entry], position: usize) -> usize {
+    log[..position]
+        .iter()
+        .rposition(|entry| *entry == Entry::Flush)
+        .map_or(0, |flush| flush + 1)
+}
+
+/// Applies entries that are on the disk for certain.
+pub fn apply_all(image: &mut impl Image, log: &[Entry]) -> io::Result<()> {
+    log.iter().try_for_each(|entry| apply(image, entry))
+}
+
+/// Applies what a cut leaves of the entries after the last flush.
+pub fn apply_rest(image: &mut impl Image, log: &[Entry], cut: Cut) -> io::Result<()> {
+    let pending = &log[certain(log, cut.position)..cut.position];
+    match cut.choice {
+        Choice::Nothing => {
+            let durable = |entry: &&Entry| matches!(entry, Entry::Write { durable: true, .. });
+            let mut kept = pending.iter().filter(durable);
+            kept.try_for_each(|entry| apply(image, entry))
+        }
+        Choice::Everything => apply_all(image, pending),
+        Choice::Some { seed } => apply_some(image, pending, &mut Random::new(seed)),
+    }
 }
 
 /// The disk as the log goes on: what is on it for certain.
@@ -112,42 +160,28 @@ impl<C: Iterator<Item = Cut>> Disk<C> {
     }
 
     /// Returns the next cut, and what it leaves.
-    pub(super) fn next(&mut self, log: &[Entry]) -> Option<(Cut, Vec<u8>)> {
-        let cut = self.cuts.next()?;
-        let flushed = log[..cut.position]
-            .iter()
-            .rposition(|entry| *entry == Entry::Flush)
-            .map_or(0, |flush| flush + 1);
-        for entry in &log[self.applied.min(flushed)..flushed] {
-            apply(&mut self.bytes, entry);
-        }
-        self.applied = self.applied.max(flushed);
+    pub(super) fn next(&mut self, log: &[Entry]) -> io::Result<Option<(Cut, Vec<u8>)>> {
+        let Some(cut) = self.cuts.next() else {
+            return Ok(None);
+        };
+        let certain = certain(log, cut.position);
+        apply_all(&mut self.bytes, &log[self.applied.min(certain)..certain])?;
+        self.applied = self.applied.max(certain);
         let mut image = self.bytes.clone();
-        let pending = &log[flushed..cut.position];
-        match cut.choice {
-            Choice::Nothing => {
-                let durable = |entry: &&Entry| matches!(entry, Entry::Write { durable: true, .. });
-                pending
-                    .iter()
-                    .filter(durable)
-                    .for_each(|entry| apply(&mut image, entry));
-            }
-            Choice::Everything => pending.iter().for_each(|entry| apply(&mut image, entry)),
-            Choice::Some { seed } => apply_some(&mut image, pending, &mut Random(seed)),
-        }
-        Some((cut, image))
+        apply_rest(&mut image, log, cut)?;
+        Ok(Some((cut, image)))
     }
 }
 
-fn apply(image: &mut [u8], entry: &Entry) {
-    if let Entry::Write { offset, bytes, .. } = entry {
-        let offset = *offset as usize;
-        image[offset..offset + bytes.len()].copy_from_slice(bytes);
+fn apply(image: &mut impl Image, entry: &Entry) -> io::Result<()> {
+    match entry {
+        Entry::Write { offset, bytes, .. } => image.put(*offset, bytes),
+        Entry::Flush => Ok(()),
     }
 }
 
 /// Applies some of the writes, a few of them in part.
-fn apply_some(image: &mut [u8], pending: &[Entry], random: &mut Random) {
+fn apply_some(image: &mut impl Image, pending: &[Entry], random: &mut Random) -> io::Result<()> {
     // Rarely is half of it the worst case: often it is all but one write, or one alone.
     let alone = random.below(pending.len().max(1));
     let kept_of_eight = match random.below(5) {
@@ -172,30 +206,33 @@ fn apply_some(image: &mut [u8], pending: &[Entry], random: &mut Random) {
             eighths => random.below(8) < eighths,
         };
         if *durable || (kept && random.below(8) != 0) {
-            apply(image, entry);
+            apply(image, entry)?;
         } else if kept {
-            tear(image, *offset as usize, bytes, random);
+            tear(image, *offset, bytes, random)?;
         }
     }
+    Ok(())
 }
 
-/// Applies some blocks or sectors of a write. A single block stays whole.
-fn tear(image: &mut [u8], offset: usize, bytes: &[u8], random: &mut Random) {
+/// Applies some blocks or sectors of a write. A single block stays whole, and so does a single sector.
+fn tear(image: &mut impl Image, offset: u64, bytes: &[u8], random: &mut Random) -> io::Result<()> {
     let unit = match random.below(2) {
+        // FAT is written by sectors, and ext4 by blocks.
+        _ if !(bytes.len() as u64).is_multiple_of(BLOCK) => SECTOR,
         0 if bytes.len() as u64 > BLOCK => SECTOR,
         _ => BLOCK,
-    } as usize;
-    for (number, part) in bytes.chunks(unit).enumerate() {
+    };
+    for (number, part) in bytes.chunks(unit as usize).enumerate() {
         if random.below(2) == 0 {
-            let offset = offset + number * unit;
-            image[offset..offset + part.len()].copy_from_slice(part);
+            image.put(offset + number as u64 * unit, part)?;
         }
     }
+    Ok(())
 }
 
 /// Writes an image to a file that takes no room for what is empty.
 pub(super) fn write_sparse(path: &Path, image: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
+    let write = || -> io::Result<()> {
         let file = File::create(path)?;
         file.set_len(image.len() as u64)?;
         let empty = [0; BLOCK as usize];
@@ -211,10 +248,16 @@ pub(super) fn write_sparse(path: &Path, image: &[u8]) -> Result<()> {
 
 /// A sequence of numbers that a seed repeats (splitmix64).
 #[derive(Debug)]
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// Begins the sequence of a seed.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Returns the next number.
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -222,9 +265,9 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`, which is not zero.
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
+    /// Returns a number below `end`, which is not zero.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.number() % end as u64) as usize
     }
 }
 
@@ -244,7 +287,7 @@ mod tests {
     fn left(log: &[Entry], position: usize, choice: Choice) -> Vec<u8> {
         let before = vec![0; 4 * BLOCK as usize];
         let mut disk = Disk::new(before, [Cut { position, choice }].into_iter());
-        let (_, image) = disk.next(log).unwrap();
+        let (_, image) = disk.next(log).unwrap().unwrap();
         image.chunks(BLOCK as usize).map(|block| block[0]).collect()
     }
 

@@ -18,8 +18,8 @@
 //! Needs root (to mount), `qemu-storage-daemon` and `mkfs.ext4`. What is started and mounted goes with its
 //! owner, also on failure.
 
-mod cuts;
-mod log;
+pub mod cuts;
+pub mod log;
 mod record;
 
 use std::fs;
@@ -52,7 +52,8 @@ pub fn cut(bench: &Bench, operation: &Operation, count: usize, seed: u64) -> Res
             let next = queue
                 .lock()
                 .expect("no worker panics while it holds the queue")
-                .next(&recording.log);
+                .next(&recording.log)
+                .context("applying the writes before a cut")?;
             let Some((cut, image)) = next else {
                 return Ok(());
             };

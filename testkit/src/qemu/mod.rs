@@ -40,6 +40,9 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// How long anything may be awaited in all, however much the guest talks.
 const CEILING: Duration = Duration::from_secs(6 * 60);
 
+/// The largest log of writes that is expected; the file is empty where nothing was written.
+const LOG_SIZE: u64 = 16 << 30;
+
 /// How often the serial log and the shell are looked at.
 const POLL: Duration = Duration::from_millis(250);
 
@@ -96,6 +99,18 @@ pub struct Machine {
 impl Machine {
     /// Starts a machine. It is not up yet: see [`Machine::wait_until_up`].
     pub fn start(options: &MachineOptions) -> Result<Self> {
+        Self::launch(options, None)
+    }
+
+    /// Starts a machine, and has every write and flush of its disk written down in `log`, which
+    /// [`crate::powercut::log`] reads.
+    pub fn start_recorded(options: &MachineOptions, log: &Path) -> Result<Self> {
+        let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        file.set_len(LOG_SIZE).context("making the log of writes")?;
+        Self::launch(options, Some(log))
+    }
+
+    fn launch(options: &MachineOptions, write_log: Option<&Path>) -> Result<Self> {
         let ssh_port = free_port().context("finding a free port for ssh")?;
         // QEMU appends; a log of an earlier run would answer for this one.
         File::create(&options.serial_log)
@@ -103,7 +118,7 @@ impl Machine {
         let stderr_log = options.serial_log.with_extension("qemu");
         let stderr = File::create(&stderr_log)
             .with_context(|| format!("creating {}", stderr_log.display()))?;
-        let qemu = command_line(options, ssh_port)?
+        let qemu = command_line(options, write_log, ssh_port)?
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
@@ -297,7 +312,11 @@ impl Patience {
     }
 }
 
-fn command_line(options: &MachineOptions, ssh_port: u16) -> Result<Command> {
+fn command_line(
+    options: &MachineOptions,
+    write_log: Option<&Path>,
+    ssh_port: u16,
+) -> Result<Command> {
     let mut qemu = Command::new(QEMU);
     qemu.args(pieces::machine(
         Accelerator::probe(),
@@ -337,17 +356,33 @@ fn command_line(options: &MachineOptions, ssh_port: u16) -> Result<Command> {
         }
     }
     // The host's cache may be lost with the host: nobody keeps these disks.
-    qemu.arg("-drive")
-        .arg(format!(
-            "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file={}",
-            plain(&options.disk)?
-        ))
-        .arg("-device")
-        .arg(match options.boot {
-            // Otherwise the firmware tries the network, too.
-            Boot::Uefi { .. } | Boot::Bios => "nvme,drive=disk,serial=bedplate,bootindex=0",
-            Boot::Kernel { .. } => "nvme,drive=disk,serial=bedplate",
-        });
+    match write_log {
+        None => {
+            qemu.arg("-drive").arg(format!(
+                "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file={}",
+                plain(&options.disk)?
+            ));
+        }
+        // What is discarded is no write: the log has none.
+        Some(log) => {
+            for (path, name) in [(options.disk.as_path(), "disk-file"), (log, "log-file")] {
+                qemu.arg("-blockdev").arg(format!(
+                    "driver=raw,node-name={name},file.driver=file,file.cache.no-flush=on,\
+                     file.filename={}",
+                    plain(path)?
+                ));
+            }
+            qemu.args([
+                "-blockdev",
+                "driver=blklogwrites,node-name=disk,file=disk-file,log=log-file,log-sector-size=512",
+            ]);
+        }
+    }
+    qemu.arg("-device").arg(match options.boot {
+        // Otherwise the firmware tries the network, too.
+        Boot::Uefi { .. } | Boot::Bios => "nvme,drive=disk,serial=bedplate,bootindex=0",
+        Boot::Kernel { .. } => "nvme,drive=disk,serial=bedplate",
+    });
     let mut network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");
     if let Some(port) = options.registry_port {
         // A process per connection: the form without `cmd:` carries one connection only.

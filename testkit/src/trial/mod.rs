@@ -11,7 +11,7 @@
 //! [`crate::powercut`] and [`crate::faults`] say what goes wrong.
 
 pub(crate) mod check;
-pub(crate) mod mount;
+pub mod mount;
 pub(crate) mod operations;
 pub(crate) mod program;
 mod together;

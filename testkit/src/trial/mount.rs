@@ -8,13 +8,13 @@ use anyhow::{Context as _, Result, ensure};
 
 /// A mounted directory; it is taken off when this is dropped, and a loop device below it goes with it.
 #[derive(Debug)]
-pub(crate) struct Mounted {
+pub struct Mounted {
     directory: PathBuf,
 }
 
 impl Mounted {
     /// Mounts an empty file system in memory; `size` is as `mount` takes it.
-    pub(crate) fn memory(directory: &Path, size: &str) -> Result<Self> {
+    pub fn memory(directory: &Path, size: &str) -> Result<Self> {
         let mut mount = Command::new("mount");
         let options = format!("size={size},mode=0700");
         mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
@@ -31,6 +31,27 @@ impl Mounted {
         Self::by(mount, directory)
     }
 
+    /// Mounts an ext4 file system that lies in a part of a file.
+    pub fn part(file: &Path, start: u64, length: u64, directory: &Path) -> Result<Self> {
+        let mut mount = Command::new("mount");
+        let options = format!("loop,offset={start},sizelimit={length}");
+        mount.args(["-t", "ext4", "-o", &options]).arg(file);
+        Self::by(mount, directory)
+    }
+
+    /// Makes and mounts an empty file system in a file of `size` bytes, on which files can be cloned.
+    pub fn cloning(file: &Path, size: u64, directory: &Path) -> Result<Self> {
+        File::create(file)
+            .and_then(|file| file.set_len(size))
+            .with_context(|| format!("making {}", file.display()))?;
+        run(Command::new("mkfs.xfs")
+            .args(["-q", "-f", "-m", "reflink=1"])
+            .arg(file))?;
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "xfs", "-o", "loop,discard"]).arg(file);
+        Self::by(mount, directory)
+    }
+
     fn by(mut mount: Command, directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         run(mount.arg(directory))?;
@@ -39,12 +60,13 @@ impl Mounted {
         })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Returns where it is mounted.
+    pub fn path(&self) -> &Path {
         &self.directory
     }
 
     /// Takes it off, and says so where that fails.
-    pub(crate) fn unmount(self) -> Result<()> {
+    pub fn unmount(self) -> Result<()> {
         run(Command::new("umount").arg(&self.directory))
     }
 }

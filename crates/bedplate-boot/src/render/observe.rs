@@ -3,7 +3,7 @@
 use std::io;
 
 use super::Observed;
-use crate::entry::EntryName;
+use crate::entry::{BootEntry, EntryName};
 use crate::grub::{self, Environment};
 use crate::loader::Loader;
 use crate::loader_conf::LoaderConf;
@@ -44,12 +44,30 @@ fn systemd_boot(partition: &dyn BootPartition, observed: &mut Observed) -> io::R
     for name in partition.list(ENTRIES)? {
         if name.starts_with("bedplate-") && is_unfinished(&name) {
             observed.unfinished.push(format!("{ENTRIES}/{name}"));
-        } else {
-            // Entries of others are theirs.
-            observed.entries.extend(name.parse::<EntryName>());
-        }
+        } else if let Ok(entry) = name.parse::<EntryName>() {
+            let path = observed.flavour.entry_path(&entry);
+            if is_whole(partition, &path)? {
+                observed.entries.push(entry);
+            } else {
+                observed.unfinished.push(path);
+            }
+        } // Entries of others are theirs.
     }
     Ok(())
+}
+
+/// Returns whether an entry says what boots. A cut leaves one that is empty: FAT writes the name first.
+fn is_whole(partition: &dyn BootPartition, path: &str) -> io::Result<bool> {
+    let bytes = partition.read(path)?.unwrap_or_default();
+    let entry = std::str::from_utf8(&bytes).ok().map(BootEntry::parse);
+    Ok(matches!(entry, Some(Ok(entry)) if entry.linux.is_some()))
+}
+
+/// Likewise for a fragment of GRUB's configuration: a text that ends as it should.
+fn is_whole_fragment(partition: &dyn BootPartition, path: &str) -> io::Result<bool> {
+    Ok(partition
+        .read(path)?
+        .is_some_and(|bytes| bytes.ends_with(b"\n")))
 }
 
 fn grub(partition: &dyn BootPartition, observed: &mut Observed) -> io::Result<()> {
@@ -58,8 +76,10 @@ fn grub(partition: &dyn BootPartition, observed: &mut Observed) -> io::Result<()
         .and_then(|bytes| Environment::parse(&bytes));
     observed.loader = environment.map(|environment| environment.loader);
     for name in partition.list(grub::ENTRIES)? {
+        let path = format!("{}/{name}", grub::ENTRIES);
         if is_unfinished(&name) {
-            let path = format!("{}/{name}", grub::ENTRIES);
+            observed.unfinished.push(path);
+        } else if grub::parse_entry(&name).is_some() && !is_whole_fragment(partition, &path)? {
             observed.unfinished.push(path);
         } else {
             let entry = grub::parse_entry(&name).map(EntryName::proven);
@@ -70,11 +90,13 @@ fn grub(partition: &dyn BootPartition, observed: &mut Observed) -> io::Result<()
     let counted = environment.and_then(|environment| environment.trial);
     for name in partition.list(grub::TRIALS)? {
         let found = grub::parse_trial(&name);
-        let trial = counted.filter(|trial| found == Some((trial.base, trial.deployment)));
+        let path = format!("{}/{name}", grub::TRIALS);
+        let whole = found.is_some() && is_whole_fragment(partition, &path)?;
+        let trial = counted.filter(|trial| whole && found == Some((trial.base, trial.deployment)));
         match trial {
             Some(trial) => observed.entries.push(trial.name()),
             None if found.is_some() || is_unfinished(&name) => {
-                observed.unfinished.push(format!("{}/{name}", grub::TRIALS));
+                observed.unfinished.push(path);
             }
             None => {}
         }

@@ -49,9 +49,12 @@ impl BootPartition for Recording {
                 .insert(temporary.clone(), contents[..length].to_vec());
             self.cut();
         }
-        // FAT renames by writing one name and clearing the other, in either order.
+        // FAT renames by writing one name and clearing the other, in either order; the name may be there
+        // before the file's length is.
         let whole = self.files.remove(&temporary).unwrap();
         self.files.remove(path);
+        self.cut();
+        self.files.insert(path.to_owned(), Vec::new());
         self.cut();
         self.files.insert(path.to_owned(), whole.clone());
         self.files.insert(temporary.clone(), whole);
@@ -147,7 +150,8 @@ fn boot_systemd(files: &mut BTreeMap<String, Vec<u8>>) -> Option<DeploymentId> {
         .filter_map(|(path, bytes)| {
             let name = path.strip_prefix("loader/entries/")?.parse().ok()?;
             let text = std::str::from_utf8(bytes).ok()?;
-            Some((name, BootEntry::parse(text).ok()?))
+            let entry = BootEntry::parse(text).ok()?;
+            entry.linux.is_some().then_some((name, entry)) // it passes over those that name no kernel
         })
         .collect();
     entries.sort_by_key(|(name, entry)| {

@@ -274,6 +274,125 @@ fn an_interrupted_fallback_is_settled() {
     );
 }
 
+/// A verb, and the machine before it.
+type Verb = (&'static str, fn() -> Simulated, fn(&Simulated) -> bool);
+
+/// The verbs that make another version boot.
+const VERBS: [Verb; 4] = [
+    ("stage", Simulated::proven, |machine| {
+        let target = machine.image(2);
+        let staging = Staging {
+            image: &name(),
+            target: &target,
+            retry: false,
+        };
+        machine.with(|m| m.stage(&machine.store, &staging)).is_ok()
+    }),
+    (
+        "finalize",
+        || {
+            let machine = Simulated::proven();
+            stage(&machine, 2);
+            machine
+        },
+        |machine| machine.with(|m| m.finalize(&machine.store)).is_ok(),
+    ),
+    (
+        "prove",
+        || {
+            let mut machine = Simulated::proven();
+            upgrade(&mut machine, 2);
+            machine
+        },
+        |machine| machine.with(|m| m.prove(&machine.store, &[])).is_ok(),
+    ),
+    (
+        "rollback",
+        || {
+            let mut machine = Simulated::proven();
+            upgrade(&mut machine, 2);
+            machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+            machine
+        },
+        |machine| machine.with(|m| m.rollback(&machine.store, None)).is_ok(),
+    ),
+];
+
+/// Has the disk be full for each write of a verb, and runs the verb again when there is room.
+fn fill_everywhere((what, before, verb): Verb) {
+    let mut errors = 0;
+    for writes in 0..=MANY {
+        assert!(writes < MANY, "{what} does not end");
+        let mut machine = before();
+        machine.power.fill_after(writes);
+        let done = verb(&machine);
+        let hit = machine.power.was_full();
+        machine.power.leave(None);
+        errors += u32::from(!done);
+        assert!(
+            done || verb(&machine),
+            "{what}, after write {writes} failed"
+        );
+        let new = other(&machine).unwrap();
+        machine.with(|m| m.finalize(&machine.store)).unwrap();
+        let expected = if what == "rollback" { FIRST } else { new };
+        assert_eq!(machine.boot(), expected, "{what}, write {writes}");
+        machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+        assert_eq!(machine.record().default, expected);
+        assert_eq!(machine.record().intent, None);
+        if !hit {
+            break; // it has fewer writes
+        }
+    }
+    assert!(errors > 0, "{what} never says that the disk is full");
+}
+
+#[test]
+fn staging_on_a_full_disk_is_an_error_and_works_when_there_is_room() {
+    fill_everywhere(VERBS[0]);
+}
+
+#[test]
+fn finalizing_on_a_full_disk_is_an_error_and_works_when_there_is_room() {
+    fill_everywhere(VERBS[1]);
+}
+
+#[test]
+fn proving_on_a_full_disk_is_an_error_and_works_when_there_is_room() {
+    fill_everywhere(VERBS[2]);
+}
+
+#[test]
+fn a_rollback_that_ended_in_an_error_is_completed_and_not_undone_when_it_is_asked_for_again() {
+    fill_everywhere(VERBS[3]);
+}
+
+#[test]
+fn a_machine_that_shuts_down_with_a_full_disk_boots_the_old_version_or_the_new_one() {
+    let (_, before, finalize) = VERBS[1];
+    for writes in 0..=MANY {
+        assert!(writes < MANY, "finalize does not end");
+        let mut machine = before();
+        machine.power.fill_after(writes);
+        let done = finalize(&machine);
+        let hit = machine.power.was_full();
+        let new = other(&machine).unwrap();
+        let booted = machine.boot();
+        assert!(booted == new || !done && booted == FIRST, "write {writes}");
+        machine.with(|m| m.prove(&machine.store, &[])).unwrap();
+        let state = machine.record().deployment(new).unwrap().state;
+        let expected = if booted == new {
+            State::Proven
+        } else {
+            State::Staged
+        };
+        assert_eq!(state, expected, "write {writes}");
+        if !hit {
+            break;
+        }
+    }
+}
+
 #[test]
 fn an_entry_that_the_loader_loses_while_counting_is_a_failed_trial() {
     let mut machine = Simulated::proven();

@@ -1,7 +1,8 @@
 //! A machine in a directory, with a boot partition in memory, a loader, and a plug to pull.
 //!
 //! Each write spends one unit of what is left of the power; with none left it fails, and so does every
-//! later one: what a machine does then, nobody sees.
+//! later one: what a machine does then, nobody sees. On a full disk one write fails, and what the machine does
+//! then counts.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,11 +12,11 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use bedplate_boot::cmdline::{self, Cmdline};
-use bedplate_boot::entry::{BootEntry, EntryName};
+use bedplate_boot::cmdline;
+use bedplate_boot::entry::EntryName;
 use bedplate_boot::grub::{self, Environment, Trial};
 use bedplate_boot::loader::Loader;
-use bedplate_boot::loader_conf::{LoaderConf, SECTOR};
+use bedplate_boot::loader_conf::SECTOR;
 use bedplate_boot::partition::BootPartition;
 use bedplate_boot::render::{self, Observed, Settings};
 use bedplate_deploy::bootable::Bootable;
@@ -30,30 +31,56 @@ use bedplate_model::{
 use bedplate_store::{RefTarget, Store};
 use bedplate_sys::mount::Access;
 use bedplate_sys::space::Space;
+use testkit::loader;
 
 use super::LOADER;
 
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-/// How many writes can still happen; `None` is as many as are wanted.
+/// What becomes of the next writes.
+#[derive(Clone, Copy, Default)]
+enum Supply {
+    /// They happen.
+    #[default]
+    Enough,
+    /// So many happen, and none after them.
+    Left(u32),
+    /// So many happen, and for the one after them there is no room.
+    Full(u32),
+}
+
+/// What writes spend.
 #[derive(Clone, Default)]
-pub(crate) struct Power(Rc<Cell<Option<u32>>>);
+pub(crate) struct Power(Rc<Cell<Supply>>);
 
 impl Power {
-    /// Leaves power for so many writes.
+    /// Leaves power for so many writes; `None` is as many as are wanted.
     pub(crate) fn leave(&self, writes: Option<u32>) {
-        self.0.set(writes);
+        self.0.set(writes.map_or(Supply::Enough, Supply::Left));
+    }
+
+    /// Has the disk be full for one write, after so many others.
+    pub(crate) fn fill_after(&self, writes: u32) {
+        self.0.set(Supply::Full(writes));
+    }
+
+    /// Returns whether that write came.
+    pub(crate) fn was_full(&self) -> bool {
+        !matches!(self.0.get(), Supply::Full(_))
     }
 
     fn spend(&self) -> io::Result<()> {
         match self.0.get() {
-            None => Ok(()),
-            Some(0) => Err(io::Error::other("the power is out")),
-            Some(left) => {
-                self.0.set(Some(left - 1));
-                Ok(())
+            Supply::Enough => return Ok(()),
+            Supply::Left(0) => return Err(io::Error::other("the power is out")),
+            Supply::Full(0) => {
+                self.0.set(Supply::Enough);
+                return Err(io::ErrorKind::StorageFull.into());
             }
+            Supply::Left(left) => self.0.set(Supply::Left(left - 1)),
+            Supply::Full(left) => self.0.set(Supply::Full(left - 1)),
         }
+        Ok(())
     }
 }
 
@@ -63,7 +90,7 @@ impl Writes for Power {
     }
 }
 
-/// A FAT in memory: a rename is two writes, and a name may be lost between them.
+/// A FAT in memory: a rename is several writes, and between them a name may be lost, or lead to an empty file.
 #[derive(Clone)]
 struct Memory {
     files: Rc<RefCell<Files>>,
@@ -104,10 +131,12 @@ impl BootPartition for Memory {
         self.power.spend()?;
         self.files.borrow_mut().remove(&temporary);
         self.files.borrow_mut().remove(path);
-        self.power.spend()?;
-        self.files
-            .borrow_mut()
-            .insert(path.to_owned(), contents.to_vec());
+        for left in [&[][..], contents] {
+            self.power.spend()?;
+            self.files
+                .borrow_mut()
+                .insert(path.to_owned(), left.to_vec());
+        }
         Ok(())
     }
 
@@ -379,10 +408,9 @@ impl Simulated {
     pub(crate) fn boot(&mut self) -> DeploymentId {
         self.power.leave(None);
         let id = match LOADER {
-            Loader::SystemdBoot => choose(&mut self.boot.borrow_mut()),
-            Loader::Grub => choose_as_grub(&mut self.boot.borrow_mut()),
-        }
-        .expect("something boots");
+            Loader::SystemdBoot => choose(&mut self.memory()),
+            Loader::Grub => choose_as_grub(&mut self.boot.borrow_mut()).expect("something boots"),
+        };
         let record = self.record();
         let deployment = record.deployment(id).expect("what boots is in the record");
         assert!(
@@ -444,42 +472,18 @@ fn owned(mode: u16) -> Metadata {
     }
 }
 
-/// Does what systemd-boot does: hopeful entries first, by falling version; of those that the default's
-/// pattern matches the first; counting the try by a rename.
-fn choose(files: &mut Files) -> Option<DeploymentId> {
-    let mut entries: Vec<(EntryName, BootEntry)> = files
-        .iter()
-        .filter_map(|(path, bytes)| {
-            let name: EntryName = path.strip_prefix("loader/entries/")?.parse().ok()?;
-            let entry = BootEntry::parse(std::str::from_utf8(bytes).ok()?).ok()?;
-            Some((name, entry))
-        })
-        .collect();
-    entries.sort_by_key(|(name, entry)| {
-        let version: u64 = entry.version.as_deref().unwrap().parse().unwrap();
-        (!name.is_hopeful(), std::cmp::Reverse(version))
-    });
-    let default = LoaderConf::parse(&files["loader/loader.conf"])?.default;
-    let matches = |name: &EntryName| name.to_string().starts_with(&format!("bedplate-{default}"));
-    let (name, entry) = entries.iter().find(|(name, _)| matches(name))?;
-    for path in entry.linux.iter().chain(&entry.initrd) {
+/// Does what systemd-boot does.
+fn choose(partition: &mut Memory) -> DeploymentId {
+    let chosen = loader::choose(partition).unwrap();
+    for path in chosen.files() {
+        let there = partition.read(path).unwrap();
         assert!(
-            files.contains_key(path.trim_start_matches('/')),
+            there.is_some_and(|bytes| !bytes.is_empty()),
             "{path} is there"
         );
     }
-    if let Some(tries) = name.tries {
-        let path = |name: &EntryName| LOADER.entry_path(name);
-        let bytes = files.get(&path(name))?.clone();
-        let counted = EntryName {
-            tries: Some(tries.tried()),
-            ..*name
-        };
-        files.remove(&path(name));
-        files.insert(path(&counted), bytes);
-    }
-    let line = Cmdline::parse(&entry.command_line());
-    line.value(cmdline::DEPLOYMENT)?.parse().ok()
+    loader::count(partition, &chosen).unwrap();
+    chosen.arguments().unwrap().deployment
 }
 
 /// Does what our configuration of GRUB says: the trial, where it has tries and its base is the default, counted
