@@ -454,7 +454,7 @@ impl Session<'_> {
                 violations,
             } = tally;
             println!(
-                "  {:<12} {tries:>5} cuts: the old version boots {old:>5} times, the new one {new:>5}; \
+                "  {:<12} {tries:>5} cuts: version 1 boots {old:>5} times, version 2 {new:>5} times; \
                  {violations} violations",
                 format!("{phase:?}")
             );
