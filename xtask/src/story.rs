@@ -237,6 +237,8 @@ impl Stage {
                 Firmware::Bios => Boot::Bios,
             },
             disk: self.disk(),
+            carried: None,
+            watchdog: false,
             serial_log: self.place.join("serial.log"),
             memory: MEMORY,
             processors: 2,

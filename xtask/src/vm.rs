@@ -96,6 +96,8 @@ fn boot() -> Result<()> {
                 .to_owned(),
         },
         disk: disk.clone(),
+        carried: None,
+        watchdog: false,
         serial_log: scratch.join("boot.log"),
         memory: 1024,
         processors: 2,

@@ -210,14 +210,17 @@ pub fn superseded(record: &Record, booted: DeploymentId, keep: usize) -> Vec<Dep
         };
         !needed && !kept.contains(&Some(d.id))
     };
-    let mut going: Vec<&Deployment> = record.deployments.iter().filter(goes).collect();
     let proven = |d: &&Deployment| d.state == State::Proven;
-    let staying = record.deployments.iter().filter(proven).count()
-        - going.iter().copied().filter(|d| proven(d)).count();
-    going.sort_by_key(|d| std::cmp::Reverse((d.state == State::Proven, d.sequence)));
-    let spared = keep.saturating_sub(staying);
-    let spared = going.iter().take(spared).take_while(|d| proven(*d)).count();
-    going[spared..].iter().map(|d| d.id).collect()
+    let all = || record.deployments.iter();
+    let staying = all().filter(|d| !goes(d)).filter(proven).count();
+    let mut spare: Vec<&Deployment> = all().filter(goes).filter(proven).collect();
+    spare.sort_by_key(|d| std::cmp::Reverse(d.sequence));
+    spare.truncate(keep.saturating_sub(staying));
+    let is_spared = |d: &&Deployment| spare.iter().any(|one| one.id == d.id);
+    all()
+        .filter(|d| goes(d) && !is_spared(d))
+        .map(|d| d.id)
+        .collect()
 }
 
 /// Returns the record after a step; steps that touch the boot partition alone leave it as it is.
@@ -537,10 +540,10 @@ mod tests {
                 "the oldest go: {superseded:?}"
             );
         }
-        // A bad one is no proven one, and what is pinned counts.
+        // A bad one is no proven one, and what is pinned counts: 5, 4 and 1 stay in any case.
         record.deployments[3].state = State::Bad;
         record.deployments[4].pinned = true;
-        assert_eq!(superseded(&record, id(5), 3), [id(2)]);
+        assert_eq!(superseded(&record, id(5), 3), [id(3), id(2)]);
         assert_eq!(superseded(&record, id(5), 4), [id(2)]);
     }
 

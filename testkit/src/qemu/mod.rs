@@ -74,6 +74,10 @@ pub struct MachineOptions {
     pub boot: Boot,
     /// Its disk: a raw image, written to.
     pub disk: PathBuf,
+    /// A second disk, such as somebody carries from one place to another: a raw image, only read.
+    pub carried: Option<PathBuf>,
+    /// Whether it has a watchdog (an i6300esb) that resets it.
+    pub watchdog: bool,
     /// Where its serial line is logged; begun anew at the start.
     pub serial_log: PathBuf,
     /// Its memory in MiB.
@@ -383,6 +387,17 @@ fn command_line(
         Boot::Uefi { .. } | Boot::Bios => "nvme,drive=disk,serial=bedplate,bootindex=0",
         Boot::Kernel { .. } => "nvme,drive=disk,serial=bedplate",
     });
+    if let Some(carried) = &options.carried {
+        qemu.arg("-drive")
+            .arg(format!(
+                "if=none,id=carried,format=raw,readonly=on,file={}",
+                plain(carried)?
+            ))
+            .args(["-device", "nvme,drive=carried,serial=carried"]);
+    }
+    if options.watchdog {
+        qemu.args(["-device", "i6300esb", "-action", "watchdog=reset"]);
+    }
     let mut network = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");
     if let Some(port) = options.registry_port {
         // A process per connection: the form without `cmd:` carries one connection only.

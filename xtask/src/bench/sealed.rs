@@ -53,6 +53,8 @@ impl Bench {
                     .to_owned(),
             },
             disk,
+            carried: None,
+            watchdog: false,
             serial_log: serial_log.clone(),
             memory: 2048,
             processors: 2,

@@ -63,6 +63,8 @@ pub(super) fn boot(
     let mut machine = Machine::start(&MachineOptions {
         boot: Boot::Uefi { variables },
         disk: disk.to_owned(),
+        carried: None,
+        watchdog: false,
         serial_log: place.join("serial.log"),
         memory: 1024,
         processors: 2,

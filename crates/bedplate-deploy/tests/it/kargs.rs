@@ -109,7 +109,7 @@ fn what_was_deleted_stays_deleted_over_upgrades() {
     };
     assert_eq!(of(Source::Image, true), ["image=2"]);
     assert_eq!(of(Source::Local, false), ["local=2", "debug"]);
-    assert_eq!(of(Source::Bedplate, false).len(), 4);
+    assert_eq!(of(Source::Bedplate, false).len(), 5);
 }
 
 #[test]

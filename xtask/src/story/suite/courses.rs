@@ -74,6 +74,18 @@ pub(super) const COURSES: &[Course] = &[
         play: damage,
     },
     Course {
+        name: "carried",
+        about: "an upgrade from a disk that somebody carried there: an OCI layout that skopeo made",
+        extent: Extent::Test,
+        play: carried,
+    },
+    Course {
+        name: "hang",
+        about: "a version that hangs: the watchdog restarts the machine until the version before boots",
+        extent: Extent::Campaign,
+        play: hang,
+    },
+    Course {
         name: "check",
         about: "a file system that is checked, and one that has errors",
         extent: Extent::Test,
@@ -407,6 +419,82 @@ fn release(guest: &mut Guest<'_>) -> Result<()> {
     ensure!(
         !gate.contains("the loader EFI"),
         "an older loader was written: {gate}"
+    );
+    Ok(())
+}
+
+/// An upgrade without a network: skopeo copies the image from a registry into a layout on a disk of its own.
+fn carried(guest: &mut Guest<'_>) -> Result<()> {
+    let second = guest.second();
+    guest.publish_as(second, "carried")?;
+    let layout = guest.place().join("layout");
+    let from = format!(
+        "docker://127.0.0.1:{}/{REPOSITORY}:carried",
+        guest.registry_port()
+    );
+    let to = format!("oci:{}:{FOLLOWED}", layout.display());
+    run::output(Command::new("skopeo").args(["copy", "--src-tls-verify=false", &from, &to]))?;
+    let disk = guest.place().join("carried.img");
+    run::output(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-d"])
+            .arg(&layout)
+            .arg(&disk)
+            .arg("600M"),
+    )?;
+    guest.carry(disk)?;
+    guest.check(
+        "mkdir -p /run/carried && mount -o ro /dev/disk/by-id/nvme-*carried* /run/carried",
+    )?;
+    guest.refused("bedplate upgrade --from oci:/run")?;
+    let plan = guest.check("bedplate upgrade --dry-run --from oci:/run/carried")?;
+    ensure!(plan.contains("chrony"), "{plan}");
+    // The registry still has the first version under this name.
+    guest.check("bedplate upgrade --from oci:/run/carried && umount /run/carried")?;
+    guest.reboot()?;
+    guest.expect(second)?;
+    let image = guest.booted()?["image"].to_string();
+    ensure!(image.contains(FOLLOWED), "it follows {image}");
+    Ok(())
+}
+
+/// Nothing runs any more, and nothing panics: only the hardware can help.
+fn hang(guest: &mut Guest<'_>) -> Result<()> {
+    let second = guest.second();
+    // The driver is in the newer kernel alone, so that has to be proven first.
+    guest.upgrade(second)?;
+    guest.watch()?;
+    guest.expect(second)?;
+    ensure!(
+        guest.status()?["watchdog"] == true,
+        "the status knows of no watchdog"
+    );
+    let unit = "[Unit]\nAfter=sshd.service ssh.service\n[Service]\nExecStart=/bin/sh -c \
+                'sleep 5; echo -1 >/proc/sys/kernel/sched_rt_runtime_us; exec chrt --fifo 99 sh -c \"while :; do :; done\"'\n";
+    let hanging = guest.variant(
+        21,
+        second,
+        &[
+            ("usr/lib/systemd/system/hang.service", unit),
+            (
+                "usr/lib/systemd/system/multi-user.target.d/hang.conf",
+                "[Unit]\nWants=hang.service\n",
+            ),
+            (
+                "usr/lib/bedplate/machine.toml",
+                "[health]\nprobation = \"10m\"\n",
+            ),
+        ],
+    )?;
+    guest.publish(&hanging)?;
+    guest.check("rm /etc/bedplate/machine.toml; printf '[health]\\ntries = 2\\n' >/etc/bedplate/machine.toml")?;
+    guest.check("bedplate upgrade")?;
+    guest.run("systemctl reboot")?;
+    guest.wait_for(second)?;
+    let status = guest.status()?;
+    ensure!(
+        status["bad"].as_array().is_some_and(|bad| bad.len() == 1),
+        "it is not remembered: {status:#}"
     );
     Ok(())
 }

@@ -164,11 +164,41 @@ impl<'w> Guest<'w> {
 
     /// Switches it off in good order, and back on after something was done to its disk.
     pub(super) fn off_and_on(&mut self, meanwhile: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        self.change(meanwhile, |_| {})
+    }
+
+    /// Switches it off in good order, and back on with a disk that somebody carried there.
+    pub(super) fn carry(&mut self, disk: PathBuf) -> Result<()> {
+        self.change(|_| Ok(()), |options| options.carried = Some(disk))
+    }
+
+    /// Switches it off in good order, and back on with a watchdog.
+    pub(super) fn watch(&mut self) -> Result<()> {
+        self.change(|_| Ok(()), |options| options.watchdog = true)
+    }
+
+    /// A directory for what a course needs outside of its machine.
+    pub(super) fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Where its registry is.
+    pub(super) fn registry_port(&self) -> u16 {
+        self.registry.port()
+    }
+
+    fn change(
+        &mut self,
+        meanwhile: impl FnOnce(&Path) -> Result<()>,
+        alter: impl FnOnce(&mut MachineOptions),
+    ) -> Result<()> {
         // The answer may be lost with the connection.
         self.machine.run("systemctl poweroff")?;
         self.machine.wait_for_exit()?;
         meanwhile(&self.disk())?;
-        self.machine = Machine::start(&options(&self.workshop.stage, &self.place, &self.registry))?;
+        let mut options = options(&self.workshop.stage, &self.place, &self.registry);
+        alter(&mut options);
+        self.machine = Machine::start(&options)?;
         self.machine.wait_until_up()?;
         Ok(())
     }
