@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::story::Firmware;
+use crate::story::suite::Plays;
 use crate::trial::Trial;
-use crate::{concurrency, fuzz, power_cut, trees, vm, wants_help};
+use crate::{concurrency, fuzz, power_cut, story, trees, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask campaign NAME [MINUTES]
 
   fuzz   every parser in turn, with a new seed each round
-  vm     the virtual machine's tests again and again: the smoke test, and versions that do not boot
+  vm     the virtual machine's tests again and again: the smoke test and versions that do not boot, by UEFI and
+         by a BIOS, and every course of `vm suite`
   power-cut  the power cut anywhere in the life of a machine: every flush, every write while what boots is
          changed, 500 others, and 40 booted for real; then others, with a new seed each round
   crash  power cuts in every operation on a store, thousands of them, with a new seed each round
@@ -71,7 +73,13 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         "fuzz" => |number| fuzz::sample_all(number, FUZZ_TURN),
         "crash" => |number| Trial::Crash.all(number, CUTS),
         "faults" => |number| Trial::Faults.all(number, CALLS),
-        "vm" => |_| vm::smoke(false, Firmware::Uefi).and_then(|()| vm::heal(Firmware::Uefi)),
+        "vm" => |_| {
+            for firmware in [Firmware::Uefi, Firmware::Bios] {
+                vm::smoke(false, firmware)?;
+                vm::heal(firmware)?;
+            }
+            story::suite::run(&[], Plays::All)
+        },
         unknown => bail!("there is no campaign `{unknown}`; see `cargo xtask campaign --help`"),
     };
     let limit = Duration::from_secs(minutes * 60);

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::check::stage;
 use crate::story::Firmware;
+use crate::story::suite::Plays;
 use crate::trial::Trial;
 use crate::{bench, concurrency, fuzz, packages, power_cut, programs, run, story, vm, wants_help};
 
@@ -88,6 +89,10 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     passed += 1;
     if vm {
         part("virtual machine", || vm::smoke(false, Firmware::Uefi))?;
+        passed += 1;
+        part("what machines go through", || {
+            story::suite::run(&[], Plays::Sample)
+        })?;
         passed += 1;
         part("power cuts in its life", || power_cut::sample(WRECKS, 1, 1))?;
         passed += 1;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use testkit::qemu::{Accelerator, Boot, Machine, MachineOptions, REGISTRY};
 
 use crate::images::{Images, Tree};
+use crate::story::suite::Plays;
 use crate::story::{self, Firmware, Voice};
 use crate::{packages, run, wants_help, workspace};
 
@@ -53,7 +54,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
             print!("{}", story::suite::list());
             Ok(())
         }
-        ["suite", names @ ..] => story::suite::run(names, false),
+        ["suite", names @ ..] => story::suite::run(names, Plays::Sample),
         ["verb", cases @ ..] => crate::vm_verb::run(cases),
         ["boot"] => boot(),
         other => bail!(

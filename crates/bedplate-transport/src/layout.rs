@@ -102,7 +102,7 @@ impl Layout {
             path: path.to_owned(),
             problem,
         };
-        let header = match layout.document(&path.join("oci-layout")) {
+        let header = match Self::document(&path.join("oci-layout")) {
             Err(LayoutError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Err(wrong("it has no file `oci-layout`".to_owned()));
             }
@@ -123,7 +123,7 @@ impl Layout {
             return self.manifest_by_digest(digest);
         }
         let path = self.path.join("index.json");
-        let index: Index = serde_json::from_slice(&self.document(&path)?).map_err(|error| {
+        let index: Index = serde_json::from_slice(&Self::document(&path)?).map_err(|error| {
             LayoutError::NoLayout {
                 path: self.path.clone(),
                 problem: format!("its `index.json` cannot be read: {error}"),
@@ -142,7 +142,7 @@ impl Layout {
     /// Reads a manifest or index by its digest.
     pub(crate) fn manifest_by_digest(&self, digest: Sha256) -> Result<Fetched, LayoutError> {
         let path = self.blob_path(&digest);
-        let bytes = self.document(&path)?;
+        let bytes = Self::document(&path)?;
         let got = Sha256(sha2::Sha256::digest(&bytes).into());
         if got != digest {
             return Err(LayoutError::WrongDigest { path, got });
@@ -199,7 +199,7 @@ impl Layout {
     }
 
     /// Reads a document, whose length has a limit.
-    fn document(&self, path: &Path) -> Result<Vec<u8>, LayoutError> {
+    fn document(path: &Path) -> Result<Vec<u8>, LayoutError> {
         let failed = |source| LayoutError::Read {
             path: path.to_owned(),
             source,
@@ -292,7 +292,11 @@ mod tests {
         ];
         assert_eq!(found(&both), Some(3));
         assert_eq!(found(&[descriptor(4, None)]), Some(4), "there is but one");
-        assert_eq!(found(&[other.clone()]), None, "it is called something else");
+        assert_eq!(
+            found(std::slice::from_ref(&other)),
+            None,
+            "it is called something else"
+        );
         assert_eq!(found(&[descriptor(4, None), descriptor(5, None)]), None);
         assert_eq!(told(&[other]), "other");
         assert_eq!(told(&[]), "nothing");

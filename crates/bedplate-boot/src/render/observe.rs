@@ -77,13 +77,12 @@ fn grub(partition: &dyn BootPartition, observed: &mut Observed) -> io::Result<()
     observed.loader = environment.map(|environment| environment.loader);
     for name in partition.list(grub::ENTRIES)? {
         let path = format!("{}/{name}", grub::ENTRIES);
-        if is_unfinished(&name) {
-            observed.unfinished.push(path);
-        } else if grub::parse_entry(&name).is_some() && !is_whole_fragment(partition, &path)? {
-            observed.unfinished.push(path);
-        } else {
-            let entry = grub::parse_entry(&name).map(EntryName::proven);
-            observed.entries.extend(entry);
+        match grub::parse_entry(&name) {
+            Some(id) if is_whole_fragment(partition, &path)? => {
+                observed.entries.push(EntryName::proven(id));
+            }
+            found if found.is_some() || is_unfinished(&name) => observed.unfinished.push(path),
+            _ => {}
         }
     }
     // A trial is there when both are: its fragment, and its tries.

@@ -39,8 +39,17 @@ pub(crate) fn list() -> String {
     lines.collect()
 }
 
-/// Plays the courses of these names; without names those of every test run, or all.
-pub(crate) fn run(names: &[&str], whole: bool) -> Result<()> {
+/// Which courses are played where none is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plays {
+    /// Those of every test run.
+    Sample,
+    /// All.
+    All,
+}
+
+/// Plays the courses of these names, or where there are none, as many as are wanted.
+pub(crate) fn run(names: &[&str], plays: Plays) -> Result<()> {
     super::require_packages()?;
     let unknown = names
         .iter()
@@ -49,7 +58,7 @@ pub(crate) fn run(names: &[&str], whole: bool) -> Result<()> {
         bail!("there is no course `{unknown}`; there are\n{}", list());
     }
     let wanted = |course: &&Course| match names {
-        [] => whole || course.extent == Extent::Test,
+        [] => plays == Plays::All || course.extent == Extent::Test,
         names => names.contains(&course.name),
     };
     let workshop = Workshop::open_or_make()?;
