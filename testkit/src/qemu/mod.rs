@@ -34,11 +34,11 @@ pub use ssh::{KeyPair, Ran};
 pub const REGISTRY: &str = "10.0.2.100:5000";
 
 /// How long the serial line may stay silent while something is awaited. A quiet boot under software
-/// emulation says nothing for half a minute; twice that, with noise, is stuck.
-const SILENCE: Duration = Duration::from_secs(90);
+/// emulation says nothing for half a minute, and several times that where others load the host.
+const SILENCE: Duration = Duration::from_secs(180);
 
 /// How long anything may be awaited in all, however much the guest talks.
-const CEILING: Duration = Duration::from_secs(6 * 60);
+const CEILING: Duration = Duration::from_secs(10 * 60);
 
 /// The largest log of writes that is expected; the file is empty where nothing was written.
 const LOG_SIZE: u64 = 16 << 30;

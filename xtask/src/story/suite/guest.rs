@@ -39,6 +39,9 @@ impl<'w> Guest<'w> {
         };
         // Blobs never change, and tags are replaced by a rename: links will do.
         copy(&["--archive", "--link"], &stage.place.join("registry"))?;
+        // The one file that is not of the registry's content, but held by whoever serves it.
+        let lock = place.join("registry/lock");
+        fs::remove_file(&lock).with_context(|| format!("removing {}", lock.display()))?;
         copy(&["--sparse=always"], &stage.disk())?;
         copy(&[], &stage.place.join("variables.fd"))?;
         let registry = stage.registry(&place)?;
