@@ -8,6 +8,9 @@
 //!        │  ├─ sealed      the same with fs-verity, in a guest
 //!        │  ├─ versions    stores of up to 100 versions: what grows with them
 //!        │  └─ machine     … and a machine that they belong to
+//!        ├─ deployments  suite: what a machine does with versions, against ostree admin
+//!        │  ├─ machine     … ours, made up in a directory
+//!        │  └─ sysroot     … and ostree's
 //!        ├─ trees      what is measured on: two versions of a real system of 1 GB, or small made-up trees
 //!        ├─ image      the figures that are taken inside: writing EROFS images
 //!        ├─ sample     one run of a program: wall time, processor time, peak memory
@@ -18,6 +21,7 @@
 //! `docs/benchmarks.md`, and leaves the others alone.
 
 mod commit;
+mod deployments;
 mod image;
 mod machine;
 mod peers;
@@ -25,6 +29,7 @@ mod report;
 mod sample;
 mod sealed;
 mod store;
+mod sysroot;
 mod trees;
 mod versions;
 mod whole_way;
@@ -51,20 +56,25 @@ target/bench. --smoke runs everything once on small trees, and writes and judges
 Suites (all of them where none is named):
   way      commit, EROFS image and pull, against ostree, skopeo and umoci
   store    what the store does all day, against ostree, cfsctl, casync, umoci and mkfs.erofs; how it grows
+  machine  stage, finalize, rollback, status and disk, against ostree admin
 ";
 
 /// What the image is called in our stores.
 const NAME: &str = "localhost/bench:v1";
+
+/// What the second version is called there.
+const NEXT: &str = "localhost/bench:v2";
 
 /// Figures that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Suite {
     WholeWay,
     Store,
+    Machine,
 }
 
 impl Suite {
-    const ALL: [Self; 2] = [Self::WholeWay, Self::Store];
+    const ALL: [Self; 3] = [Self::WholeWay, Self::Store, Self::Machine];
 
     fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|suite| suite.name() == name)
@@ -74,6 +84,7 @@ impl Suite {
         match self {
             Self::WholeWay => "way",
             Self::Store => "store",
+            Self::Machine => "machine",
         }
     }
 
@@ -82,6 +93,7 @@ impl Suite {
         match self {
             Self::WholeWay => "The whole way",
             Self::Store => "The store",
+            Self::Machine => "The machine",
         }
     }
 
@@ -89,7 +101,7 @@ impl Suite {
     fn times(self) -> usize {
         match self {
             Self::WholeWay => 3,
-            Self::Store => 5,
+            Self::Store | Self::Machine => 5,
         }
     }
 }
@@ -107,6 +119,9 @@ pub(crate) enum Extent {
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     if wants_help(arguments, HELP) {
         return Ok(());
+    }
+    if let ["inside", "machine", rest @ ..] = arguments {
+        return machine::inside(rest);
     }
     if let ["inside", work, rest @ ..] = arguments {
         return image::inside(work, rest);
@@ -163,6 +178,7 @@ fn measure_suite(suite: Suite, extent: Extent) -> Result<()> {
     match suite {
         Suite::WholeWay => whole_way::measure(&bench, &mut report)?,
         Suite::Store => store::measure(&bench, &mut report)?,
+        Suite::Machine => deployments::measure(&bench, &mut report)?,
     }
     remove(&bench.place)?;
 
@@ -286,4 +302,17 @@ fn remove(path: &Path) -> Result<()> {
         run::output(&mut Command::new("sync"))?;
     }
     Ok(())
+}
+
+/// Bytes of disk that a directory takes.
+fn allocated(path: &Path) -> Result<f64> {
+    let said = run::output(
+        Command::new("du")
+            .args(["--summarize", "--block-size=1"])
+            .arg(path),
+    )?;
+    said.split_ascii_whitespace()
+        .next()
+        .and_then(|number| number.parse().ok())
+        .context("reading what du said")
 }
