@@ -11,6 +11,7 @@
 //!        ├─ deployments  suite: what a machine does with versions, against ostree admin
 //!        │  ├─ machine     … ours, made up in a directory
 //!        │  └─ sysroot     … and ostree's
+//!        ├─ boot       suite: our early boot, against initramfs-tools and dracut
 //!        ├─ trees      what is measured on: two versions of a real system of 1 GB, or small made-up trees
 //!        ├─ image      the figures that are taken inside: writing EROFS images
 //!        ├─ sample     one run of a program: wall time, processor time, peak memory
@@ -20,6 +21,7 @@
 //! Ours and the peer's runs alternate, so that a noisy moment hits both. Each suite owns one section of
 //! `docs/benchmarks.md`, and leaves the others alone.
 
+mod boot;
 mod commit;
 mod deployments;
 mod image;
@@ -56,7 +58,8 @@ target/bench. --smoke runs everything once on small trees, and writes and judges
 Suites (all of them where none is named):
   way      commit, EROFS image and pull, against ostree, skopeo and umoci
   store    what the store does all day, against ostree, cfsctl, casync, umoci and mkfs.erofs; how it grows
-  machine  stage, finalize, rollback, status and disk, against ostree admin
+  machine  stage, finalize, rollback, status and disk, against ostree admin; and boot
+  boot     from the initramfs's start to the system's, against initramfs-tools and dracut
 ";
 
 /// What the image is called in our stores.
@@ -71,20 +74,20 @@ enum Suite {
     WholeWay,
     Store,
     Machine,
+    Boot,
 }
 
 impl Suite {
-    const ALL: [Self; 3] = [Self::WholeWay, Self::Store, Self::Machine];
+    const ALL: [Self; 4] = [Self::WholeWay, Self::Store, Self::Machine, Self::Boot];
 
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|suite| suite.name() == name)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::WholeWay => "way",
-            Self::Store => "store",
-            Self::Machine => "machine",
+    /// Those that a name means.
+    fn named(name: &str) -> Vec<Self> {
+        match name {
+            "way" => vec![Self::WholeWay],
+            "store" => vec![Self::Store],
+            "machine" => vec![Self::Machine, Self::Boot],
+            "boot" => vec![Self::Boot],
+            _ => Vec::new(),
         }
     }
 
@@ -94,13 +97,14 @@ impl Suite {
             Self::WholeWay => "The whole way",
             Self::Store => "The store",
             Self::Machine => "The machine",
+            Self::Boot => "The boot",
         }
     }
 
     /// How often each thing is measured.
     fn times(self) -> usize {
         match self {
-            Self::WholeWay => 3,
+            Self::WholeWay | Self::Boot => 3,
             Self::Store | Self::Machine => 5,
         }
     }
@@ -129,9 +133,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let (mut suites, mut extent) = (Vec::new(), Extent::Full);
     for argument in arguments {
         match (Suite::named(argument), *argument) {
-            (Some(suite), _) => suites.push(suite),
-            (None, "--smoke") => extent = Extent::Small,
-            (None, other) => {
+            (named, _) if !named.is_empty() => suites.extend(named),
+            (_, "--smoke") => extent = Extent::Small,
+            (_, other) => {
                 bail!("`bench` takes no `{other}`; see `cargo xtask bench --help`")
             }
         }
@@ -179,6 +183,9 @@ fn measure_suite(suite: Suite, extent: Extent) -> Result<()> {
         Suite::WholeWay => whole_way::measure(&bench, &mut report)?,
         Suite::Store => store::measure(&bench, &mut report)?,
         Suite::Machine => deployments::measure(&bench, &mut report)?,
+        // Each of ten boots takes a quarter of a minute or more.
+        Suite::Boot if full => boot::measure(&bench, &mut report)?,
+        Suite::Boot => return Ok(()),
     }
     remove(&bench.place)?;
 
