@@ -48,7 +48,16 @@ pub(crate) const PEERS: &[&str] = &[
 ];
 
 /// What the benchmark compares with, and measures by.
-pub(crate) const BENCH: &[&str] = &["ostree", "skopeo", "umoci", "casync", "erofs-utils", "time"];
+pub(crate) const BENCH: &[&str] = &[
+    "ostree",
+    "gir1.2-ostree-1.0",
+    "python3-gi",
+    "skopeo",
+    "umoci",
+    "casync",
+    "erofs-utils",
+    "time",
+];
 
 /// What whole trees are compared with.
 pub(crate) const TREES: &[&str] = &[

@@ -30,6 +30,7 @@ use crate::images::{Images, Tree};
 use crate::registry::Registry;
 use crate::{images, packages, programs, workspace};
 
+pub(crate) use broken::boot_partition;
 use narrator::Narrator;
 pub(crate) use narrator::Voice;
 use people::Person;

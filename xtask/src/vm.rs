@@ -160,7 +160,8 @@ fn answering_server() -> Result<u16> {
     Ok(port)
 }
 
-fn make_ext4(tree: &Tree, disk: &Path) -> Result<()> {
+/// Makes a disk that is one ext4 with a tree.
+pub(crate) fn make_ext4(tree: &Tree, disk: &Path) -> Result<()> {
     if disk.exists() {
         fs::remove_file(disk).with_context(|| format!("removing {}", disk.display()))?;
     }

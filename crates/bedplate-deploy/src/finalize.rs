@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use bedplate_boot::render;
 use bedplate_model::record::{Deployment, DeploymentId, EtcMode, Intent, Record, State};
 use bedplate_model::tree::TreeError;
-use bedplate_model::{FileContent, RootDigest, TreePath, layout};
+use bedplate_model::{FileContent, RootDigest, Tree, TreePath, layout};
 use bedplate_store::{DigestOnly, ReadStoreError, ScanError, Store, scan};
 use bedplate_sys::{durable, files};
 
@@ -134,7 +134,8 @@ impl Machine<'_> {
         base: &Deployment,
         staged: &Deployment,
     ) -> Result<Vec<Conflict>, MergeEtcError> {
-        let Some(merged) = self.merge_etc(store, base, (staged.root, staged.etc))? else {
+        let trees = || Ok((store.tree(&base.root)?, store.tree(&staged.root)?));
+        let Some(merged) = self.merge_etc(store, base, (staged.root, staged.etc), trees)? else {
             return Ok(Vec::new());
         };
         let home = self.make_home(staged.id)?;
@@ -157,12 +158,13 @@ impl Machine<'_> {
     }
 
     /// Merges, and writes nothing: what the plan shows. `None` where one of the two keeps no changes of its /etc:
-    /// then early boot makes the new one of its image.
+    /// then early boot makes the new one of its image. `trees` reads both images, the running one first.
     pub(crate) fn merge_etc(
         &self,
         store: &Store,
         base: &Deployment,
         (root, mode): (RootDigest, EtcMode),
+        trees: impl FnOnce() -> Result<(Tree, Tree), ReadStoreError>,
     ) -> Result<Option<Merged>, MergeEtcError> {
         if !base.etc.keeps_changes() || !mode.keeps_changes() {
             return Ok(None);
@@ -173,8 +175,9 @@ impl Machine<'_> {
         }
         let here = self.etc_here(base);
         let current = scan(&here, &DigestOnly(algorithm), &())?;
-        let (old, old_etc) = etc_of(store.tree(&base.root)?)?;
-        let (new, new_etc) = etc_of(store.tree(&root)?)?;
+        let (old, new) = trees()?;
+        let (old, old_etc) = etc_of(old)?;
+        let (new, new_etc) = etc_of(new)?;
         let directory = files::open_root(&here)?;
         let mut read = |side: Side, path: &TreePath, content: &FileContent| match side {
             Side::Base | Side::Image => store
@@ -185,7 +188,7 @@ impl Machine<'_> {
         let image = Place::new(&new, new_etc);
         let merged = etc::merge(
             Place::new(&old, old_etc),
-            Place::new(&current, bedplate_model::Tree::ROOT),
+            Place::new(&current, Tree::ROOT),
             image,
             &mut read,
         )?;

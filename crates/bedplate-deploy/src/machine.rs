@@ -9,6 +9,7 @@
 //! Invariant: whoever writes holds the lock; whoever reads needs none. A verb that was interrupted is
 //! completed or undone by the next one, whichever that is.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
@@ -351,24 +352,48 @@ pub(crate) fn execute(
     plan: &Plan,
     partition: &mut dyn BootPartition,
 ) -> Result<(), MachineError> {
-    let contents = |wanted: &Sha256| boot_file(store, record, wanted).map_err(io::Error::other);
+    // Kernel and initramfs of one deployment are asked for one after the other: its image is read once.
+    let read = RefCell::new(None);
+    let contents = |wanted: &Sha256| {
+        boot_file(store, record, wanted, &mut read.borrow_mut()).map_err(io::Error::other)
+    };
     Ok(render::execute(plan, partition, &contents)?)
 }
 
-/// Finds a kernel or initramfs by its digest in the images of the record's deployments.
-fn boot_file(store: &Store, record: &Record, wanted: &Sha256) -> Result<Vec<u8>, BootFileError> {
-    let deployment = record
-        .deployments
-        .iter()
-        .find(|d| d.vmlinuz == *wanted || d.initramfs == *wanted)
-        .ok_or(BootFileError::Unknown(*wanted))?;
-    let bootable = Bootable::read(store, &store.tree(&deployment.root)?)
-        .map_err(|error| BootFileError::Bootable(Box::new(error)))?;
-    Ok(if deployment.vmlinuz == *wanted {
-        bootable.vmlinuz.bytes
-    } else {
-        bootable.initramfs.bytes
-    })
+/// Finds a kernel or initramfs by its digest in the images of the record's deployments, or in the one that was
+/// read last.
+fn boot_file(
+    store: &Store,
+    record: &Record,
+    wanted: &Sha256,
+    last: &mut Option<Bootable>,
+) -> Result<Vec<u8>, BootFileError> {
+    let held = last.take().filter(|bootable| has(bootable, wanted));
+    let bootable = match held {
+        Some(bootable) => bootable,
+        None => {
+            let deployment = record
+                .deployments
+                .iter()
+                .find(|d| d.vmlinuz == *wanted || d.initramfs == *wanted)
+                .ok_or(BootFileError::Unknown(*wanted))?;
+            Bootable::read(store, &store.tree(&deployment.root)?)
+                .map_err(|error| BootFileError::Bootable(Box::new(error)))?
+        }
+    };
+    let file = match bootable.vmlinuz.sha256 == *wanted {
+        true => &bootable.vmlinuz,
+        false => &bootable.initramfs,
+    };
+    let bytes = file.bytes.clone();
+    *last = Some(bootable);
+    Ok(bytes)
+}
+
+fn has(bootable: &Bootable, wanted: &Sha256) -> bool {
+    [&bootable.vmlinuz, &bootable.initramfs]
+        .into_iter()
+        .any(|file| file.sha256 == *wanted)
 }
 
 /// Why a file for the boot partition could not be read from the store.

@@ -14,7 +14,7 @@ use bedplate_boot::loader::{ArgumentError, Loader};
 use bedplate_boot::local_kargs;
 use bedplate_model::human;
 use bedplate_model::record::{Deployment, DeploymentId, LocalKargs, OtherFields, Record, State};
-use bedplate_model::{ImageName, RootDigest};
+use bedplate_model::{ImageName, RootDigest, Tree};
 use bedplate_store::diff::{Summary, SummaryError};
 use bedplate_store::{ReadStoreError, RefTarget, Store};
 use bedplate_sys::mount::Access;
@@ -138,14 +138,18 @@ impl Machine<'_> {
         }
         let prepared = self.prepare(store, &record, staging, None)?;
         let from = next(&record).clone();
-        let summary = bedplate_store::diff::summary(
-            store,
-            &store.tree(&from.root)?,
-            &store.tree(&prepared.deployment.root)?,
-        )?;
+        let old = store.tree(&from.root)?;
+        let summary = bedplate_store::diff::summary(store, &old, &prepared.tree)?;
         let to = &prepared.deployment;
         let merged = match record.deployment(self.booted().deployment) {
-            Some(base) => self.merge_etc(store, base, (to.root, to.etc))?,
+            Some(base) => self.merge_etc(store, base, (to.root, to.etc), || {
+                // Most often what runs is what boots next: a tree takes longer to read than to compare.
+                let old = match base.root == from.root {
+                    true => old,
+                    false => store.tree(&base.root)?,
+                };
+                Ok((old, prepared.tree))
+            })?,
             None => None,
         };
         Ok(Some(UpgradePlan {
@@ -210,7 +214,8 @@ impl Machine<'_> {
             image: Box::new(staging.image.clone()),
             source: Box::new(source),
         };
-        let bootable = Bootable::read(store, &store.tree(&target.root)?).map_err(not_bootable)?;
+        let tree = store.tree(&target.root)?;
+        let bootable = Bootable::read(store, &tree).map_err(not_bootable)?;
         let (loader, boot_bytes) = self.check_boot(&bootable)?;
         let base = record
             .deployment(self.booted().deployment)
@@ -248,6 +253,7 @@ impl Machine<'_> {
         Ok(Prepared {
             deployment,
             boot_bytes,
+            tree,
         })
     }
 
@@ -296,6 +302,8 @@ impl Machine<'_> {
 pub(crate) struct Prepared {
     pub(crate) deployment: Deployment,
     boot_bytes: u64,
+    /// Its image's.
+    tree: Tree,
 }
 
 /// Returns what boots next when nothing is staged.

@@ -8,6 +8,10 @@
 //!        │  ├─ sealed      the same with fs-verity, in a guest
 //!        │  ├─ versions    stores of up to 100 versions: what grows with them
 //!        │  └─ machine     … and a machine that they belong to
+//!        ├─ deployments  suite: what a machine does with versions, against ostree admin
+//!        │  ├─ machine     … ours, made up in a directory
+//!        │  └─ sysroot     … and ostree's
+//!        ├─ boot       suite: our early boot, against initramfs-tools and dracut
 //!        ├─ trees      what is measured on: two versions of a real system of 1 GB, or small made-up trees
 //!        ├─ image      the figures that are taken inside: writing EROFS images
 //!        ├─ sample     one run of a program: wall time, processor time, peak memory
@@ -17,7 +21,9 @@
 //! Ours and the peer's runs alternate, so that a noisy moment hits both. Each suite owns one section of
 //! `docs/benchmarks.md`, and leaves the others alone.
 
+mod boot;
 mod commit;
+mod deployments;
 mod image;
 mod machine;
 mod peers;
@@ -25,6 +31,7 @@ mod report;
 mod sample;
 mod sealed;
 mod store;
+mod sysroot;
 mod trees;
 mod versions;
 mod whole_way;
@@ -51,29 +58,36 @@ target/bench. --smoke runs everything once on small trees, and writes and judges
 Suites (all of them where none is named):
   way      commit, EROFS image and pull, against ostree, skopeo and umoci
   store    what the store does all day, against ostree, cfsctl, casync, umoci and mkfs.erofs; how it grows
+  machine  stage, finalize, rollback, status and disk, against ostree admin; and boot
+  boot     from the initramfs's start to the system's, against initramfs-tools and dracut
 ";
 
 /// What the image is called in our stores.
 const NAME: &str = "localhost/bench:v1";
+
+/// What the second version is called there.
+const NEXT: &str = "localhost/bench:v2";
 
 /// Figures that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Suite {
     WholeWay,
     Store,
+    Machine,
+    Boot,
 }
 
 impl Suite {
-    const ALL: [Self; 2] = [Self::WholeWay, Self::Store];
+    const ALL: [Self; 4] = [Self::WholeWay, Self::Store, Self::Machine, Self::Boot];
 
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|suite| suite.name() == name)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::WholeWay => "way",
-            Self::Store => "store",
+    /// Those that a name means.
+    fn named(name: &str) -> Vec<Self> {
+        match name {
+            "way" => vec![Self::WholeWay],
+            "store" => vec![Self::Store],
+            "machine" => vec![Self::Machine, Self::Boot],
+            "boot" => vec![Self::Boot],
+            _ => Vec::new(),
         }
     }
 
@@ -82,13 +96,15 @@ impl Suite {
         match self {
             Self::WholeWay => "The whole way",
             Self::Store => "The store",
+            Self::Machine => "The machine",
+            Self::Boot => "The boot",
         }
     }
 
     /// How often each thing is measured.
     fn times(self) -> usize {
         match self {
-            Self::WholeWay => 3,
+            Self::WholeWay | Self::Machine | Self::Boot => 3,
             Self::Store => 5,
         }
     }
@@ -108,15 +124,18 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     if wants_help(arguments, HELP) {
         return Ok(());
     }
+    if let ["inside", "machine", rest @ ..] = arguments {
+        return machine::inside(rest);
+    }
     if let ["inside", work, rest @ ..] = arguments {
         return image::inside(work, rest);
     }
     let (mut suites, mut extent) = (Vec::new(), Extent::Full);
     for argument in arguments {
         match (Suite::named(argument), *argument) {
-            (Some(suite), _) => suites.push(suite),
-            (None, "--smoke") => extent = Extent::Small,
-            (None, other) => {
+            (named, _) if !named.is_empty() => suites.extend(named),
+            (_, "--smoke") => extent = Extent::Small,
+            (_, other) => {
                 bail!("`bench` takes no `{other}`; see `cargo xtask bench --help`")
             }
         }
@@ -163,6 +182,10 @@ fn measure_suite(suite: Suite, extent: Extent) -> Result<()> {
     match suite {
         Suite::WholeWay => whole_way::measure(&bench, &mut report)?,
         Suite::Store => store::measure(&bench, &mut report)?,
+        Suite::Machine => deployments::measure(&bench, &mut report)?,
+        // Each of ten boots takes a quarter of a minute or more.
+        Suite::Boot if full => boot::measure(&bench, &mut report)?,
+        Suite::Boot => return Ok(()),
     }
     remove(&bench.place)?;
 
@@ -286,4 +309,17 @@ fn remove(path: &Path) -> Result<()> {
         run::output(&mut Command::new("sync"))?;
     }
     Ok(())
+}
+
+/// Bytes of disk that a directory takes.
+fn allocated(path: &Path) -> Result<f64> {
+    let said = run::output(
+        Command::new("du")
+            .args(["--summarize", "--block-size=1"])
+            .arg(path),
+    )?;
+    said.split_ascii_whitespace()
+        .next()
+        .and_then(|number| number.parse().ok())
+        .context("reading what du said")
 }

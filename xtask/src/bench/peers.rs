@@ -195,7 +195,7 @@ impl Bench {
         Ok(())
     }
 
-    fn fresh_directory(&self, name: &str) -> Result<PathBuf> {
+    pub(super) fn fresh_directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.place.join(name);
         fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(path)

@@ -47,6 +47,7 @@ pub(super) struct Report {
     header: String,
     rows: Vec<Row>,
     facts: Vec<Fact>,
+    unmeasured: Vec<(&'static str, String)>,
 }
 
 impl Report {
@@ -55,6 +56,7 @@ impl Report {
             header: header(trees, times)?,
             rows: Vec::new(),
             facts: Vec::new(),
+            unmeasured: Vec::new(),
         })
     }
 
@@ -64,6 +66,11 @@ impl Report {
 
     pub(super) fn add_fact(&mut self, fact: Fact) {
         self.facts.push(fact);
+    }
+
+    /// Says of a target that it was not measured, and why.
+    pub(super) fn leave_out(&mut self, goal: &'static str, why: impl Into<String>) {
+        self.unmeasured.push((goal, why.into()));
     }
 
     /// The report as it stands in `docs/benchmarks.md`; `judged` compares with the targets.
@@ -101,6 +108,9 @@ impl Report {
                 verdict(fact.met)
             );
         }
+        for (goal, why) in &self.unmeasured {
+            let _ = writeln!(text, "| {goal} | not measured: {why} | – |");
+        }
         text
     }
 }
@@ -111,7 +121,9 @@ fn verdict(met: bool) -> &'static str {
 
 fn figures(samples: &Samples) -> String {
     let wall = samples.wall().map_or_else(dash, |[least, median, most]| {
-        format!("{median:.2} ({least:.2}–{most:.2})")
+        // Hundredths say nothing of what takes a few of them.
+        let digits = if median < 0.1 { 3 } else { 2 };
+        format!("{median:.digits$} ({least:.digits$}–{most:.digits$})")
     });
     let cpu = samples
         .cpu()
@@ -224,6 +236,9 @@ fn header(trees: &Trees, times: usize) -> Result<String> {
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map_or("unknown processor", |(_, model)| model.trim());
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    // Others may be at work: ratios of one run still tell, seconds alone less.
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
     let version = |command: &mut Command, line: &str| {
         run::output(command)
             .ok()
@@ -243,6 +258,7 @@ fn header(trees: &Trees, times: usize) -> Result<String> {
         "- tree v1: {}\n\
          - tree v2: {}\n\
          - machine: {cores} cores, {model}\n\
+         - load average at the beginning: {load}\n\
          - each {times} times\n\
          - Bedplate at {commit}; ostree {}; {}; {}; {}; {}\n\n",
         described(&trees.v1)?,

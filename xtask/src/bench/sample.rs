@@ -79,6 +79,25 @@ impl Samples {
         Ok(())
     }
 
+    /// Notes seconds of wall and processor time that a program took of a part of its work.
+    pub(super) fn take_clocked(&mut self, name: &str, said: &str) -> Result<()> {
+        let mut numbers = said.split_ascii_whitespace().map(str::parse);
+        let mut next = || {
+            let number = numbers.next().and_then(Result::ok);
+            number.with_context(|| format!("{name} says {said:?}"))
+        };
+        let (wall, cpu) = (next()?, next()?);
+        self.push(
+            name,
+            Sample {
+                wall,
+                cpu: Some(cpu),
+                peak: None,
+            },
+        );
+        Ok(())
+    }
+
     /// Smallest, median and largest wall time.
     pub(super) fn wall(&self) -> Option<[f64; 3]> {
         spread(self.0.iter().map(|sample| sample.wall).collect())
@@ -99,7 +118,7 @@ impl Samples {
 
     fn push(&mut self, name: &str, sample: Sample) {
         println!(
-            "  {name}: {:.2} s, {:.2} s CPU, {:.0} MB",
+            "  {name}: {:.3} s, {:.2} s CPU, {:.0} MB",
             sample.wall,
             sample.cpu.unwrap_or_default(),
             sample.peak.unwrap_or_default()
@@ -124,7 +143,12 @@ fn measured(scratch: &Path, command: &Command) -> Result<Sample> {
         .args(["--quiet", "--format=%U %S %M", "--output"])
         .arg(&note)
         .arg(command.get_program())
-        .args(command.get_args());
+        .args(command.get_args())
+        .envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
     let started = Instant::now();
     run::output(&mut timed)?;
     let wall = started.elapsed().as_secs_f64();

@@ -8,11 +8,8 @@ use anyhow::{Context, Result};
 use super::commit::OSTREE;
 use super::report::{Fact, Report, Row, Target};
 use super::sample::Samples;
-use super::{Bench, NAME, commit_theirs, image, ostree, remove, root_of};
+use super::{Bench, NAME, NEXT, allocated, commit_theirs, image, ostree, remove, root_of};
 use crate::{programs, run};
-
-/// What the second version is called in our stores.
-const NEXT: &str = "localhost/bench:v2";
 
 /// Numbers of files whose images are written, to see how time and memory grow.
 const FILES: [u32; 3] = [10_000, 100_000, 1_000_000];
@@ -246,19 +243,6 @@ fn disk(report: &mut Report, store: &Path, repository: &Path) -> Result<()> {
         met: ratio <= 1.0,
     });
     Ok(())
-}
-
-/// Bytes of disk that a directory takes.
-fn allocated(path: &Path) -> Result<f64> {
-    let said = run::output(
-        Command::new("du")
-            .args(["--summarize", "--block-size=1"])
-            .arg(path),
-    )?;
-    said.split_ascii_whitespace()
-        .next()
-        .and_then(|number| number.parse().ok())
-        .context("reading what du said")
 }
 
 fn copied(from: &Path, to: &Path) -> Result<()> {

@@ -242,7 +242,7 @@ fn expect_healed(
 }
 
 /// How mtools name the boot partition of a disk.
-fn boot_partition(disk: &Path) -> Result<String> {
+pub(crate) fn boot_partition(disk: &Path) -> Result<String> {
     Ok(format!("{}@@{}", disk.display(), partition(disk, ESP)?))
 }
 
