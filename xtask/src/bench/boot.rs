@@ -232,6 +232,8 @@ fn once(way: &Way, place: &Path, key: &KeyPair) -> Result<Duration> {
             arguments: format!("{} {ARGUMENTS} {engine}", way.arguments),
         },
         disk: way.disk.clone(),
+        carried: None,
+        watchdog: false,
         serial_log: serial_log.clone(),
         memory: 1024,
         processors: 2,
