@@ -207,11 +207,21 @@ fn with_section(old: &str, title: &str, text: &str) -> String {
 
 /// What a tree is made of.
 fn described(tree: &Path) -> Result<String> {
-    let entries = run::output(Command::new("find").arg(tree).args(["-printf", "%y\n"]))?;
+    let entries = run::output(
+        Command::new("find")
+            .arg("-H")
+            .arg(tree)
+            .args(["-printf", "%y\n"]),
+    )?;
     let count = |kind: &str| entries.lines().filter(|line| *line == kind).count();
     let bytes = run::output(
         Command::new("du")
-            .args(["--summarize", "--apparent-size", "--bytes"])
+            .args([
+                "--summarize",
+                "--apparent-size",
+                "--bytes",
+                "--dereference-args",
+            ])
             .arg(tree),
     )?;
     let bytes: u64 = bytes
