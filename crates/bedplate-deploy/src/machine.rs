@@ -369,21 +369,21 @@ fn boot_file(
     last: &mut Option<Bootable>,
 ) -> Result<Vec<u8>, BootFileError> {
     let held = last.take().filter(|bootable| has(bootable, wanted));
-    let bootable = match held {
-        Some(bootable) => bootable,
-        None => {
-            let deployment = record
-                .deployments
-                .iter()
-                .find(|d| d.vmlinuz == *wanted || d.initramfs == *wanted)
-                .ok_or(BootFileError::Unknown(*wanted))?;
-            Bootable::read(store, &store.tree(&deployment.root)?)
-                .map_err(|error| BootFileError::Bootable(Box::new(error)))?
-        }
+    let bootable = if let Some(bootable) = held {
+        bootable
+    } else {
+        let deployment = record
+            .deployments
+            .iter()
+            .find(|d| d.vmlinuz == *wanted || d.initramfs == *wanted)
+            .ok_or(BootFileError::Unknown(*wanted))?;
+        Bootable::read(store, &store.tree(&deployment.root)?)
+            .map_err(|error| BootFileError::Bootable(Box::new(error)))?
     };
-    let file = match bootable.vmlinuz.sha256 == *wanted {
-        true => &bootable.vmlinuz,
-        false => &bootable.initramfs,
+    let file = if bootable.vmlinuz.sha256 == *wanted {
+        &bootable.vmlinuz
+    } else {
+        &bootable.initramfs
     };
     let bytes = file.bytes.clone();
     *last = Some(bootable);

@@ -144,9 +144,10 @@ impl Machine<'_> {
         let merged = match record.deployment(self.booted().deployment) {
             Some(base) => self.merge_etc(store, base, (to.root, to.etc), || {
                 // Most often what runs is what boots next: a tree takes longer to read than to compare.
-                let old = match base.root == from.root {
-                    true => old,
-                    false => store.tree(&base.root)?,
+                let old = if base.root == from.root {
+                    old
+                } else {
+                    store.tree(&base.root)?
                 };
                 Ok((old, prepared.tree))
             })?,
