@@ -339,11 +339,11 @@ fn damage(guest: &mut Guest<'_>) -> Result<()> {
     let second = guest.second();
     guest.upgrade(second)?;
     let program = "/usr/bin/jq";
-    let object = guest.check(&format!("bedplate digest {program}"))?;
-    let hex = object
-        .split(|character: char| !character.is_ascii_hexdigit())
-        .find(|word| word.len() == 64)
-        .with_context(|| format!("`bedplate digest` printed {object}"))?;
+    let listed = guest.check(&format!(
+        "bedplate ls --json {REGISTRY}/{REPOSITORY}:{FOLLOWED} {program}"
+    ))?;
+    let listed: Value = serde_json::from_str(&listed).context("reading what `ls` printed")?;
+    let hex = &text(&listed[0], "object")?;
     let path = format!("/bedplate/store/objects/{}/{}", &hex[..2], &hex[2..]);
     guest.check(&format!("{program} --version && test -e /sysroot{path}"))?;
     guest.off_and_on(|disk| {
@@ -366,7 +366,7 @@ fn damage(guest: &mut Guest<'_>) -> Result<()> {
     );
     let found = format!("{}{}", found.stdout, found.stderr);
     ensure!(
-        found.contains(hex) && found.contains("usr/bin/jq"),
+        found.contains(hex.as_str()) && found.contains("usr/bin/jq"),
         "{found}"
     );
     guest.check("bedplate fsck --repair")?;
@@ -442,7 +442,7 @@ fn carried(guest: &mut Guest<'_>) -> Result<()> {
     )?;
     guest.carry(disk)?;
     guest.check(
-        "mkdir -p /run/carried && mount -o ro /dev/disk/by-id/nvme-*carried* /run/carried",
+        "mkdir -p /run/carried && mount -o ro \"$(ls /dev/disk/by-id/nvme-*carried* | head -n 1)\" /run/carried",
     )?;
     guest.refused("bedplate upgrade --from oci:/run")?;
     let plan = guest.check("bedplate upgrade --dry-run --from oci:/run/carried")?;
