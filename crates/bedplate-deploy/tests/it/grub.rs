@@ -138,9 +138,10 @@ impl Disk {
         }
         let _ = qemu.kill();
         qemu.wait().unwrap();
-        let said = String::from_utf8_lossy(&fs::read(log).unwrap()).into_owned();
+        // The BIOS draws with escape sequences, here and there within a word.
+        let said = bedplate_vm::serial::printable(&fs::read(log).unwrap());
         let speaker = said.split_once("-boots").map(|(before, _)| before);
-        let booted = speaker.and_then(|before| before.rsplit('`').next());
+        let booted = speaker.and_then(|before| before.get(before.len().checked_sub(8)?..));
         let booted = booted.and_then(|id| id.parse().ok());
         let booted = booted.unwrap_or_else(|| panic!("nothing booted:\n{said}"));
         let observed = render::observe(&self.partition()).unwrap();
