@@ -35,6 +35,9 @@ use super::{RefTarget, RefsError, file_name};
 use crate::store::{Store, sha256};
 
 const JOURNAL_FORMAT: &str = "bedplate-journal";
+/// How often a journal is looked at that changes while it is compared with the refs.
+const LOOKS: usize = 100;
+
 /// The journal's name in the store.
 const JOURNAL: &str = "journal";
 /// More bytes than a journal has: as many refs as anybody sets at once, with their histories.
@@ -198,10 +201,25 @@ impl Store {
 
     /// Reads the journal, where there is one that counts.
     pub(super) fn standing_journal(&self) -> Result<Option<Journal>, RefsError> {
-        Ok(match self.journal()? {
-            Some(journal) if self.is_overtaken(&journal)? => None,
-            other => other,
-        })
+        let mut found = self.journal()?;
+        for _ in 0..LOOKS {
+            let Some(journal) = found else {
+                return Ok(None);
+            };
+            if !self.is_overtaken(&journal)? {
+                return Ok(Some(journal));
+            }
+            // One that the next change has followed meanwhile looks overtaken, too.
+            let again = self.journal()?;
+            let same = |one: &Journal| {
+                (one.generation, one.is_done()) == (journal.generation, journal.is_done())
+            };
+            if again.as_ref().is_some_and(same) {
+                return Ok(None);
+            }
+            found = again;
+        }
+        Ok(found)
     }
 
     /// Returns whether a version without journals changed one of the refs after a journal was written: then
