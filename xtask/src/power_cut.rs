@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     }
 }
 
-/// Tries `tries` cuts and boots some of them for real; a sample for every change.
+/// Tries `tries` cuts and boots some of them for real.
 pub(crate) fn sample(tries: usize, boots: usize, seed: u64) -> Result<()> {
     record_and_enter(&[
         "--tries",

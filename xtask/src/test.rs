@@ -9,7 +9,7 @@ use crate::check::stage;
 use crate::story::Firmware;
 use crate::story::suite::Plays;
 use crate::trial::Trial;
-use crate::{bench, concurrency, fuzz, packages, power_cut, programs, run, story, vm, wants_help};
+use crate::{bench, concurrency, fuzz, packages, programs, run, story, vm, wants_help};
 
 const HELP: &str = "\
 Usage: cargo xtask test [--no-vm]
@@ -24,9 +24,6 @@ const FUZZ_SECONDS: u64 = 3;
 
 /// How many power cuts each operation gets: about 100 in all.
 const CUTS: u64 = 14;
-
-/// How many power cuts the life of a machine gets; one of them is booted for real.
-const WRECKS: usize = 40;
 
 /// At how many system calls of an operation each fault is tried.
 const CALLS: u64 = 4;
@@ -93,8 +90,6 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         part("what machines go through", || {
             story::suite::run(&[], Plays::Sample)
         })?;
-        passed += 1;
-        part("power cuts in its life", || power_cut::sample(WRECKS, 1, 1))?;
         passed += 1;
     }
     println!("{passed} parts passed, 0 failed");

@@ -34,7 +34,7 @@ pub(super) const COURSES: &[Course] = &[
     Course {
         name: "etc",
         about: "an /etc that is an overlay, that is transient, that is read-only",
-        extent: Extent::Test,
+        extent: Extent::Campaign,
         play: etc,
     },
     Course {
@@ -88,7 +88,7 @@ pub(super) const COURSES: &[Course] = &[
     Course {
         name: "check",
         about: "a file system that is checked, and one that has errors",
-        extent: Extent::Test,
+        extent: Extent::Campaign,
         play: check,
     },
 ];

@@ -23,6 +23,8 @@ use courses::{COURSES, Course, Extent};
 use guest::Guest;
 use workshop::Workshop;
 
+use crate::packages;
+
 /// How many machines run side by side.
 const SIDE_BY_SIDE: usize = 2;
 
@@ -51,6 +53,7 @@ pub(crate) enum Plays {
 /// Plays the courses of these names, or where there are none, as many as are wanted.
 pub(crate) fn run(names: &[&str], plays: Plays) -> Result<()> {
     super::require_packages()?;
+    packages::require(&[packages::BOOT_PARTITION, packages::PEERS])?;
     let unknown = names
         .iter()
         .find(|name| COURSES.iter().all(|course| course.name != **name));
