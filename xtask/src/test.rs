@@ -16,7 +16,7 @@ Usage: cargo xtask test [--no-vm]
 
 Unit, integration and documentation tests of the whole workspace, damaged input for every parser, power
 cuts, failing system calls, everything at once, the benchmark on a small tree, the virtual machine smoke
-test, and power cuts anywhere in the life of a machine. --no-vm leaves out the last two.
+test, and what machines go through in real boots. --no-vm leaves out the last two.
 ";
 
 /// How long each parser gets damaged input: enough to see what breaks at once.
